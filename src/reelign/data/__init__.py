@@ -1,0 +1,1 @@
+"""Footage to clips to latents to batches. Curation imports without torch."""

@@ -1,0 +1,1 @@
+"""The battery, judged axes, pairwise comparison, statistics."""

@@ -1,0 +1,1 @@
+"""Flow matching as pure mathematics: tensors in, tensors out; torch only."""

@@ -1,0 +1,1 @@
+"""Using and exporting a finished model."""

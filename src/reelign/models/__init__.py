@@ -1,0 +1,1 @@
+"""What a video model is: a diffusers pipeline seen as four verbs."""

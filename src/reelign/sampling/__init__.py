@@ -1,0 +1,1 @@
+"""The one sampler and its noise."""

@@ -1,0 +1,1 @@
+"""The stages of post-training, one file each."""

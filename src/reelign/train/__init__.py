@@ -1,0 +1,1 @@
+"""Shared by every stage: parallelism, optimiser, checkpoints, EMA, tracking, ledger."""
