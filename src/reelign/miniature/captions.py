@@ -1,0 +1,123 @@
+"""Words for scenes: the full captions that the model was trained on, and the short ones that users type.
+
+A full caption names every attribute in the world's own words. A user's prompt is short: it leaves attributes out, says
+"ball" or "crimson", and puts the words in its own order. Which attributes it still states travels with it, because a
+video may only be blamed for what was asked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from reelign.miniature.world import ATTRIBUTES, Scene
+
+MOTION_WORDS = {
+    "left": "moving left",
+    "right": "moving right",
+    "up": "moving up",
+    "down": "moving down",
+    "circling": "circling",
+    "bouncing": "bouncing",
+    "still": "standing still",
+}
+SPEED_WORDS = {"slow": "slowly", "fast": "fast"}
+
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    "red": ("crimson", "scarlet"),
+    "green": ("emerald", "lime"),
+    "blue": ("azure", "cobalt"),
+    "yellow": ("golden", "lemon"),
+    "purple": ("violet", "magenta"),
+    "cyan": ("turquoise", "teal"),
+    "circle": ("ball", "disc"),
+    "square": ("box", "block"),
+    "triangle": ("pyramid", "wedge"),
+    "ring": ("donut", "hoop"),
+    "cross": ("plus",),
+    "small": ("tiny", "little"),
+    "large": ("big", "huge"),
+    "moving left": ("going left", "sliding left", "heading left"),
+    "moving right": ("going right", "sliding right", "heading right"),
+    "moving up": ("rising", "going up", "climbing"),
+    "moving down": ("falling", "going down", "sinking"),
+    "circling": ("orbiting", "going around"),
+    "bouncing": ("hopping", "jumping"),
+    "standing still": ("static", "not moving"),
+    "slowly": ("gently", "lazily"),
+    "fast": ("quickly", "rapidly"),
+    "black": ("dark",),
+    "grey": ("gray",),
+    "white": ("bright",),
+}
+IDENTIFYING = ("colour", "shape", "motion")
+"""Attributes that every user prompt states: they name the held-out triple, so no training text can equal the prompt."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text, the scene it was made from and the attributes that the text states."""
+
+    text: str
+    scene: Scene
+    stated: tuple[str, ...]
+
+
+def full_caption(scene: Scene, generator: np.random.Generator | None = None) -> str:
+    """Every attribute in canonical words; with a generator, one of three word orders."""
+    thing = f"a {scene.size} {scene.colour} {scene.shape}"
+    move = MOTION_WORDS[scene.motion] + ("" if scene.motion == "still" else f" {SPEED_WORDS[scene.speed]}")
+    ground = f"on a {scene.background} background"
+    orders = (f"{thing} {move} {ground}", f"{ground} {thing} {move}", f"{thing} {ground} {move}")
+    return orders[0 if generator is None else int(generator.integers(len(orders)))]
+
+
+def stated_in_full(scene: Scene) -> tuple[str, ...]:
+    """The attributes that a full caption states: all, but for the speed of a still object."""
+    return tuple(name for name in ATTRIBUTES if not (name == "speed" and scene.motion == "still"))
+
+
+def full_prompt(scene: Scene, generator: np.random.Generator | None = None) -> Prompt:
+    """The full caption as a prompt."""
+    return Prompt(full_caption(scene, generator), scene, stated_in_full(scene))
+
+
+def user_prompt(scene: Scene, generator: np.random.Generator) -> Prompt:
+    """A short prompt as users type them: synonyms, free order, attributes left out."""
+    stated = [
+        name for name in stated_in_full(scene) if name in IDENTIFYING or generator.random() < (0.35)
+    ]
+    words = {name: _user_words(name, scene, generator) for name in stated}
+    thing = " ".join(words[name] for name in ("size", "colour", "shape") if name in words)
+    move = " ".join(words[name] for name in ("motion", "speed") if name in words)
+    parts = [thing, move] if generator.random() < 0.75 else [move, thing]
+    if "background" in words:
+        parts.insert(0 if generator.random() < 0.3 else len(parts), f"on {words['background']}")
+    return Prompt(" ".join(parts), scene, tuple(stated))
+
+
+def _user_words(name: str, scene: Scene, generator: np.random.Generator) -> str:
+    value = getattr(scene, name)
+    word = {"motion": MOTION_WORDS, "speed": SPEED_WORDS}.get(name, {}).get(value, value)
+    options = (word, *SYNONYMS[word], *SYNONYMS[word])
+    return options[int(generator.integers(len(options)))]
+
+
+def careless_caption(scene: Scene, generator: np.random.Generator, wrong: float, missing: float) -> str:
+    """A full caption as scraped data has it: each attribute wrong or missing with the given probabilities."""
+    from reelign.miniature.world import BACKGROUNDS, COLOURS, MOTIONS, RADII, SHAPES, SPEEDS
+
+    values = dict(zip(ATTRIBUTES, (COLOURS, SHAPES, RADII, MOTIONS, SPEEDS, BACKGROUNDS), strict=True))
+    said = {name: getattr(scene, name) for name in ATTRIBUTES}
+    for name, choices in values.items():
+        if generator.random() < wrong:
+            said[name] = list(choices)[int(generator.integers(len(choices)))]
+    text = full_caption(Scene(**said), generator)
+    return " ".join(word for word in text.split() if generator.random() >= missing)
+
+
+def vocabulary() -> list[str]:
+    """Every word that a caption or a user prompt can hold, sorted."""
+    phrases = [*SYNONYMS, *(word for words in SYNONYMS.values() for word in words), "a on background"]
+    return sorted({word for phrase in phrases for word in phrase.split()})

@@ -1,0 +1,63 @@
+"""Captioned clips of the miniature world: careless ones as scraped data is, and clean ones as a curated set is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from reelign.miniature.captions import careless_caption, full_caption, user_prompt
+from reelign.miniature.render import MOTION_DEFECTS, VISUAL_DEFECTS, defective, render
+from reelign.miniature.world import Scene, scenes
+
+
+@dataclass(frozen=True)
+class PairQuality:
+    """How careless a collection of pairs is; the defaults are a clean set.
+
+    Attributes:
+        defects: share of clips with a planted defect of strength 0.4 to 1.2.
+        wrong: probability that an attribute of the caption is wrong.
+        missing: probability that a word of the caption is missing.
+        user_words: share of captions in the users' words instead of a full caption.
+    """
+
+    defects: float = 0.0
+    wrong: float = 0.0
+    missing: float = 0.0
+    user_words: float = 0.0
+
+
+CLEAN = PairQuality()
+SCRAPED = PairQuality(defects=0.45, wrong=0.07, missing=0.10, user_words=0.06)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A clip, uint8 (T, H, W, 3), the caption it came with and the scene it was made from."""
+
+    frames: np.ndarray
+    caption: str
+    scene: Scene
+
+
+def pairs(count: int, quality: PairQuality, seed: int) -> Iterator[Pair]:
+    """`count` pairs of training scenes (held-out triples never occur). Pair i depends on `seed` and i alone."""
+    pool = scenes(held_out=False)
+    for index in range(count):
+        generator = np.random.default_rng((seed, index))
+        scene = pool[int(generator.integers(len(pool)))]
+        if generator.random() < quality.defects:
+            defects = VISUAL_DEFECTS + MOTION_DEFECTS
+            defect = defects[int(generator.integers(len(defects)))]
+            frames = defective(scene, generator, defect, generator.uniform(0.4, 1.2))
+        else:
+            frames = render(scene, generator)
+        if generator.random() < quality.user_words:
+            caption = user_prompt(scene, generator).text
+        elif quality.wrong or quality.missing:
+            caption = careless_caption(scene, generator, quality.wrong, quality.missing)
+        else:
+            caption = full_caption(scene, generator)
+        yield Pair(frames, caption, scene)

@@ -1,0 +1,288 @@
+"""From nothing to the shipped miniature: `reelign miniature train`.
+
+Three parts, each seeded, checkpointed every few minutes and resumed by the same command:
+
+* the codec, on clean and defective clips;
+* the base denoiser with its text encoder, on scraped-like pairs (`pairs.SCRAPED`);
+* the capacity check: the same architecture on clean pairs only, which is not shipped as a model. It proves that what the
+  base does badly is due to its data.
+
+The rates are from measurements at this size: Muon for the matrices inside the blocks, AdamW for the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from reelign.flow.path import interpolate, velocity_target
+from reelign.miniature.build import build_denoiser, build_text_encoder, build_tokenizer, make_pipeline
+from reelign.miniature.codec import BlockCodec, to_blocks
+from reelign.miniature.pairs import CLEAN, SCRAPED, PairQuality, pairs
+
+logger = logging.getLogger(__name__)
+Progress = Callable[[str, int, int, float], None]
+"""Called with (part, step, steps, loss)."""
+
+CODEC_STEPS, CODEC_BATCH = 3000, 16
+DENOISER_STEPS = {"base": 6000, "capacity": 6000}
+QUALITY = {"base": SCRAPED, "capacity": CLEAN}
+PAIRS, BATCH = 48_000, 64
+CAPTION_DROPOUT = 0.1
+SIGMA_MEAN = 0.4
+"""Training noise levels are sigmoid(N(SIGMA_MEAN, 1)): layout and motion are decided at the noisy end."""
+SAVE_EVERY = 200
+
+
+def train(out: Path, parts: Iterable[str] = ("codec", "base", "capacity"), progress: Progress | None = None) -> Path:
+    """Train the asked parts under `out` and write `out/model` (base) or `out/capacity`, each a WanPipeline folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    codec = train_codec(out, progress)
+    for part in parts:
+        if part in DENOISER_STEPS:
+            train_denoiser(out, part, codec, progress)
+    return out / "model"
+
+
+def train_codec(out: Path, progress: Progress | None = None) -> BlockCodec:
+    """The autoencoder, trained on pixels; at the end its latents are measured so that they are normalised."""
+    done = out / "codec"
+    if (done / "config.json").exists():
+        return BlockCodec.from_pretrained(done)  # pyright: ignore[reportReturnType]
+    torch.manual_seed(0)
+    codec = BlockCodec()
+    _principal_components(codec)
+    optimizer = torch.optim.AdamW(codec.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.0)
+    state, start = out / "codec.training.pt", 0
+    if state.exists():
+        start = _resume(state, codec, [optimizer])
+    quality = PairQuality(defects=0.3)
+    source = pairs(CODEC_STEPS * CODEC_BATCH, quality, seed=1)
+    for step, video in enumerate(_video_batches(islice(source, start * CODEC_BATCH, None), CODEC_BATCH), start):
+        _set_rate(optimizer, 2e-3, step, CODEC_STEPS, flat=0.4)
+        error = codec.decode(codec.encode(video).latent_dist.mode()).sample - video
+        loss = error.square().mean() + 0.02 * error.abs().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(codec.parameters(), 0.5)
+        optimizer.step()
+        _report(progress, "codec", step + 1, CODEC_STEPS, float(loss))
+        if (step + 1) % SAVE_EVERY == 0:
+            _save(state, step + 1, codec, [optimizer])
+    _measure_latents(codec)
+    codec.save_pretrained(done)
+    return codec
+
+
+@torch.no_grad()
+def _principal_components(codec: BlockCodec) -> None:
+    """Start the linear maps from the principal components of clean blocks."""
+    videos = torch.cat(list(_video_batches(pairs(384, PairQuality(defects=0.3), seed=2), 64)))
+    rows = to_blocks(videos).permute(0, 2, 3, 4, 1).flatten(0, 3)
+    mean = rows.mean(0)
+    centred = rows - mean
+    vectors = torch.linalg.eigh(centred.T @ centred / len(rows))[1].flip(1)[:, : codec.config.z_dim]
+    codec.analysis.weight.copy_(vectors.T[:, :, None, None, None])
+    codec.analysis.bias.copy_(-(mean @ vectors))
+    codec.synthesis.weight.copy_(vectors[:, :, None, None, None])
+    codec.synthesis.bias.copy_(mean)
+
+
+@torch.no_grad()
+def _measure_latents(codec: BlockCodec) -> None:
+    """Write mean and spread of each latent channel into the config.
+
+    The spread is the square root of the standard deviation (times a common factor): full whitening would lend the weak
+    channels, which carry little of the picture, as much weight as the strong ones.
+    """
+    latents = torch.cat([codec.encode(v).latent_dist.mode() for v in _video_batches(pairs(512, CLEAN, seed=3), 64)])
+    deviation = latents.std((0, 2, 3, 4))
+    root = deviation.sqrt()
+    scale = root * (deviation / root).square().mean().sqrt()
+    codec.register_to_config(latents_mean=latents.mean((0, 2, 3, 4)).tolist(), latents_std=scale.tolist())
+
+
+def train_denoiser(out: Path, part: str, codec: BlockCodec, progress: Progress | None = None) -> None:
+    """Denoiser and text encoder, trained together; the averaged weights are saved as a WanPipeline folder."""
+    target = out / ("model" if part == "base" else part)
+    if (target / "model_index.json").exists():
+        return
+    latents, tokens, masks, empty = _encoded_pairs(out, part, codec)
+    torch.manual_seed(0)
+    network = nn.ModuleDict({"denoiser": build_denoiser(), "text_encoder": build_text_encoder()})
+    average = {name: value.detach().clone() for name, value in network.named_parameters()}
+    muon, adamw = _optimizers(network)
+    steps, state, start = DENOISER_STEPS[part], out / f"{part}.training.pt", 0
+    if state.exists():
+        start = _resume(state, network, [muon, adamw], average)
+    for step in range(start, steps):
+        generator = torch.Generator().manual_seed(step)
+        _set_rate(muon, 0.02, step, steps, flat=0.6)
+        _set_rate(adamw, 2e-3, step, steps, flat=0.6)
+        rows = torch.randint(len(latents), (BATCH,), generator=generator)
+        dropped = torch.rand(BATCH, generator=generator) < CAPTION_DROPOUT
+        ids = torch.where(dropped[:, None], empty[0], tokens[rows])
+        mask = torch.where(dropped[:, None], empty[1], masks[rows])
+        loss = _flow_matching_loss(network, latents[rows].float(), ids, mask, generator)
+        muon.zero_grad()
+        adamw.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        muon.step()
+        adamw.step()
+        _average(average, network, min(0.998, (1 + step) / (10 + step)))
+        _report(progress, part, step + 1, steps, float(loss))
+        if (step + 1) % SAVE_EVERY == 0:
+            _save(state, step + 1, network, [muon, adamw], average)
+    save_average(network, average, codec, target)
+
+
+def save_average(network: nn.ModuleDict, average: dict[str, Tensor], codec: BlockCodec, folder: Path) -> None:
+    """Write the averaged weights as a complete WanPipeline folder."""
+    with torch.no_grad():
+        for name, value in network.named_parameters():
+            value.copy_(average[name])
+    make_pipeline(network["denoiser"], network["text_encoder"], codec).save_pretrained(folder)
+
+
+def _flow_matching_loss(
+    network: nn.ModuleDict, clean: Tensor, ids: Tensor, mask: Tensor, generator: torch.Generator
+) -> Tensor:
+    sigma = torch.sigmoid(torch.randn(len(clean), generator=generator) + SIGMA_MEAN)
+    noise = torch.randn(clean.shape, generator=generator)
+    # On CPUs with matrix units bf16 is a third faster, but only with the plain attention kernel: the backward pass of
+    # the fused one is slow in bf16.
+    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        text = network["text_encoder"](input_ids=ids, attention_mask=mask).last_hidden_state
+        text = text * mask[:, :, None]
+        predicted = network["denoiser"](
+            hidden_states=interpolate(clean, noise, sigma[:, None, None, None, None]),
+            timestep=1000 * sigma,
+            encoder_hidden_states=text,
+            return_dict=False,
+        )[0]
+    return (predicted.float() - velocity_target(clean, noise)).square().mean()
+
+
+def _optimizers(network: nn.ModuleDict) -> tuple[torch.optim.Muon, torch.optim.AdamW]:
+    matrices, rest = [], []
+    for name, parameter in network.named_parameters():
+        inside = parameter.ndim == 2 and ("blocks." in name or ".block." in name) and "bias" not in name
+        (matrices if inside else rest).append(parameter)
+    muon = torch.optim.Muon(matrices, lr=0.02, momentum=0.95, weight_decay=0.0)
+    return muon, torch.optim.AdamW(rest, lr=2e-3, betas=(0.9, 0.95), weight_decay=0.0)
+
+
+@torch.no_grad()
+def _average(average: dict[str, Tensor], network: nn.Module, decay: float) -> None:
+    for name, value in network.named_parameters():
+        average[name].lerp_(value, 1 - decay)
+
+
+def _encoded_pairs(out: Path, part: str, codec: BlockCodec) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Normalised latents (fp16) and tokens of all pairs, made once and kept in `out`."""
+    tokenizer = build_tokenizer()
+    path = out / f"{part}.pairs.safetensors"
+    if not path.exists():
+        latents = torch.empty(PAIRS, codec.config.z_dim, 5, 8, 8, dtype=torch.float16)
+        captions: list[str] = []
+        source = pairs(PAIRS, QUALITY[part], seed=4 if part == "base" else 5)
+        for index, chunk in enumerate(_chunks(source, 64)):
+            captions += [pair.caption for pair in chunk]
+            rows = slice(index * 64, index * 64 + len(chunk))
+            latents[rows] = normalised_latents(codec, np.stack([pair.frames for pair in chunk])).half()
+            _report(progress=None, part=part, step=rows.stop, steps=PAIRS, loss=0.0)
+        words = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
+        save_file({"latents": latents, "ids": words["input_ids"], "mask": words["attention_mask"]}, path)
+    stored = load_file(path)
+    none = tokenizer([""], padding="max_length", truncation=True, return_tensors="pt")
+    return stored["latents"], stored["ids"], stored["mask"], (none["input_ids"], none["attention_mask"])
+
+
+@torch.no_grad()
+def normalised_latents(codec: BlockCodec, frames: np.ndarray) -> Tensor:
+    """Frames uint8 (B, T, H, W, 3) to latents (B, C, F, h, w) with the codec's own mean and spread removed."""
+    latents = codec.encode(_to_video(frames)).latent_dist.mode()
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (codec.config.latents_mean, codec.config.latents_std))
+    return (latents - mean) / std
+
+
+def _to_video(frames: np.ndarray) -> Tensor:
+    return torch.from_numpy(frames).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+
+
+def _video_batches(source: Iterable, size: int) -> Iterator[Tensor]:
+    for chunk in _chunks(iter(source), size):
+        yield _to_video(np.stack([pair.frames for pair in chunk]))
+
+
+def _chunks(source: Iterator, size: int) -> Iterator[list]:
+    while chunk := list(islice(source, size)):
+        yield chunk
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, rate: float, step: int, steps: int, flat: float) -> None:
+    """Warm up over 50 steps, hold until `flat` of the run, then go down to 2 % in a straight line."""
+    left = 1.0 if step < flat * steps else max(0.02, 1 - (step / steps - flat) / (1 - flat))
+    for group in optimizer.param_groups:
+        group["lr"] = rate * min(1.0, (step + 1) / 50) * left
+
+
+def _report(progress: Progress | None, part: str, step: int, steps: int, loss: float) -> None:
+    if progress is not None:
+        progress(part, step, steps, loss)
+    if step % 100 == 0:
+        logger.info("%s %d/%d loss %.4f", part, step, steps, loss)
+
+
+def _save(
+    path: Path,
+    step: int,
+    module: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    average: dict[str, Tensor] | None = None,
+) -> None:
+    """One training state, replaced atomically; read back with `weights_only=True`."""
+    state = {
+        "step": step,
+        "module": module.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "average": average or {},
+    }
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.replace(path)
+
+
+def _resume(
+    path: Path,
+    module: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    average: dict[str, Tensor] | None = None,
+) -> int:
+    state = torch.load(path, weights_only=True)
+    module.load_state_dict(state["module"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    if average is not None:
+        average.update(state["average"])
+    return int(state["step"])
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over the weight files of a pipeline folder: the identity of a trained miniature."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.safetensors")):
+        digest.update(json.dumps(str(path.relative_to(folder))).encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

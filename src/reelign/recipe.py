@@ -1,0 +1,155 @@
+"""A recipe: one strict YAML that says everything about a run.
+
+It composes the config classes that live beside their code. Unknown keys are errors that name the key's path and the nearest
+valid key; `key.path=value` overrides on the command line are read as YAML. The resolved recipe is written into the run and
+replays it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from reelign.data.curate import CurateConfig
+from reelign.errors import ReelignError
+from reelign.evaluate.battery import BatteryConfig
+from reelign.sampling.sample import SampleConfig
+from reelign.stages.sft import SftConfig
+
+
+class CurateStage(BaseModel):
+    """Curation as the first stage of a run."""
+
+    model_config = ConfigDict(extra="forbid")
+    footage: Path = Field(description="Folder of real footage; the word 'miniature' is the footage that ships.")
+    config: CurateConfig = Field(default_factory=CurateConfig, description="Rules of the curation.")
+
+
+class Recipe(BaseModel):
+    """Everything about a run. Relative paths are relative to the working directory."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run: its folder under `runs`.")
+    seed: int = Field(default=0, ge=0, description="Every random number of the run follows from it.")
+    model: str = Field(description="'miniature', a diffusers folder, a finished artifact or a hub id.")
+    dtype: str = Field(default="float32", pattern="^(float32|bfloat16)$", description="Type of weights and activations.")
+    runs: Path = Field(default=Path("runs"), description="Folder that holds all runs.")
+    sampler: SampleConfig = Field(
+        default_factory=SampleConfig, description="The deployment sampler: validation, evaluation and samples use it."
+    )
+    battery: BatteryConfig = Field(default_factory=BatteryConfig, description="Prompts, seeds and judge of evaluation.")
+    curate: CurateStage | None = Field(default=None, description="Turn footage into a dataset before training.")
+    sft: SftConfig | None = Field(default=None, description="Supervised fine-tuning.")
+
+    @property
+    def folder(self) -> Path:
+        """Where the run lives."""
+        return self.runs / self.name
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply `key.path=value` overrides.
+
+    Raises:
+        ReelignError: the file is missing or no YAML, a key is unknown, a value does not fit; the message names the key.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ReelignError(f"there is no recipe {path}. {_nearby(path)}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ReelignError(f"{path} is not a readable YAML file: {error}") from error
+    if not isinstance(values, dict):
+        raise ReelignError(f"{path} holds no recipe: expected keys such as `name:` and `model:` at the top.")
+    for override in overrides:
+        _override(values, override)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise ReelignError(f"{path}:\n" + "\n".join(_explain(problem) for problem in error.errors())) from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML; `load_recipe` of it gives the same recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False)
+
+
+def _nearby(path: Path) -> str:
+    recipes = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+    return f"Recipes beside it: {', '.join(recipes)}." if recipes else "Is the working directory the right one?"
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ReelignError(f"the override {override!r} is not of the form key.path=value.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ReelignError(f"the value of the override {override!r} is not YAML: {error}") from error
+    *parents, last = key.split(".")
+    place: Any = values
+    for depth, parent in enumerate(parents):
+        place = _enter(place, parent, ".".join(parents[: depth + 1]))
+    if isinstance(place, list):
+        place[_index(place, last, key)] = value
+    else:
+        place[last] = value
+
+
+def _enter(place: Any, key: str, path: str) -> Any:
+    if isinstance(place, list):
+        return place[_index(place, key, path)]
+    if place.get(key) is None:
+        place[key] = {}
+    if not isinstance(place[key], dict | list):
+        raise ReelignError(f"the override cannot go below `{path}`: it is a single value, {place[key]!r}.")
+    return place[key]
+
+
+def _index(place: list[Any], key: str, path: str) -> int:
+    if not key.isdecimal() or int(key) >= len(place):
+        raise ReelignError(f"`{path}`: the list has {len(place)} items; name one by its number from 0.")
+    return int(key)
+
+
+def _explain(problem: Any) -> str:
+    location = [part for part in problem["loc"] if not _is_union_tag(part)]
+    path = ".".join(str(part) for part in location)
+    if problem["type"] != "extra_forbidden":
+        given = "" if problem["type"] == "missing" else f" (given: {problem['input']!r})"
+        return f"  {path}: {problem['msg']}{given}"
+    valid = _valid_keys(location[:-1])
+    near = difflib.get_close_matches(str(location[-1]), valid, n=1, cutoff=0.5)
+    hint = f"did you mean `{near[0]}`?" if near else f"valid keys here: {', '.join(sorted(valid))}."
+    return f"  {path}: unknown key; {hint}"
+
+
+def _is_union_tag(part: Any) -> bool:
+    """Pydantic puts the class of a union's member into the location; it is not a key of the file."""
+    return isinstance(part, str) and part[:1].isupper()
+
+
+def _valid_keys(location: Sequence[Any]) -> list[str]:
+    """All keys that may stand at a place, found by walking the classes."""
+    classes: list[type[BaseModel]] = [Recipe]
+    for part in location:
+        if isinstance(part, int):
+            continue
+        fields = [found.model_fields[part].annotation for found in classes if part in found.model_fields]
+        classes = [model for annotation in fields for model in _models(annotation)]
+    return sorted({key for model in classes for key in model.model_fields})
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Union, UnionType, Annotated, list, tuple, dict):
+        return [model for part in get_args(annotation) for model in _models(part)]
+    return []
