@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -21,6 +21,9 @@ from reelign.errors import ReelignError
 from reelign.evaluate.battery import BatteryConfig
 from reelign.sampling.sample import SampleConfig
 from reelign.stages.sft import SftConfig
+
+
+Config = TypeVar("Config", bound=BaseModel)
 
 
 class CurateStage(BaseModel):
@@ -119,13 +122,13 @@ def _index(place: list[Any], key: str, path: str) -> int:
     return int(key)
 
 
-def _explain(problem: Any) -> str:
+def _explain(problem: Any, root: type[BaseModel] = Recipe) -> str:
     location = [part for part in problem["loc"] if not _is_union_tag(part)]
     path = ".".join(str(part) for part in location)
     if problem["type"] != "extra_forbidden":
         given = "" if problem["type"] == "missing" else f" (given: {problem['input']!r})"
         return f"  {path}: {problem['msg']}{given}"
-    valid = _valid_keys(location[:-1])
+    valid = _valid_keys(location[:-1], root)
     near = difflib.get_close_matches(str(location[-1]), valid, n=1, cutoff=0.5)
     hint = f"did you mean `{near[0]}`?" if near else f"valid keys here: {', '.join(sorted(valid))}."
     return f"  {path}: unknown key; {hint}"
@@ -136,9 +139,9 @@ def _is_union_tag(part: Any) -> bool:
     return isinstance(part, str) and part[:1].isupper()
 
 
-def _valid_keys(location: Sequence[Any]) -> list[str]:
+def _valid_keys(location: Sequence[Any], root: type[BaseModel]) -> list[str]:
     """All keys that may stand at a place, found by walking the classes."""
-    classes: list[type[BaseModel]] = [Recipe]
+    classes: list[type[BaseModel]] = [root]
     for part in location:
         if isinstance(part, int):
             continue
@@ -153,3 +156,14 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     if get_origin(annotation) in (Union, UnionType, Annotated, list, tuple, dict):
         return [model for part in get_args(annotation) for model in _models(part)]
     return []
+
+
+def parse_settings(kind: type[Config], settings: Sequence[str]) -> Config:
+    """A config from `key=value` settings alone, with the same errors as a recipe."""
+    values: dict[str, Any] = {}
+    for setting in settings:
+        _override(values, setting)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ReelignError("\n".join(_explain(problem, kind) for problem in error.errors())) from None

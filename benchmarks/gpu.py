@@ -1,0 +1,208 @@
+"""SFT and sampling on the Wan 2.1-1.3B architecture with random weights, on one CUDA device.
+
+    python benchmarks/gpu.py --out benchmarks/results/gpu.json
+
+Measures the SFT step (forward, backward, AdamW with fp32 master weights) and one guided sampling step at 33 x 240 x 416 and
+81 x 480 x 832: seconds (median), tokens a second, peak memory and MFU against the matmul rate that this device reaches.
+Each setting runs with gradient checkpointing and regional compilation on and off; a setting that does not fit is recorded
+as such. The FLOP count holds the matrix products and attention of the network once forward and twice backward;
+recomputation is not useful work and does not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from diffusers import WanTransformer3DModel
+
+from reelign.flow.path import interpolate, velocity_target
+from reelign.train.optim import OptimConfig, Optimizer
+
+SIZES = {"33x240x416": (33, 240, 416), "81x480x832": (81, 480, 832)}
+TEXT_TOKENS = 512
+WAN_1_3B = {
+    "patch_size": (1, 2, 2),
+    "num_attention_heads": 12,
+    "attention_head_dim": 128,
+    "in_channels": 16,
+    "out_channels": 16,
+    "text_dim": 4096,
+    "freq_dim": 256,
+    "ffn_dim": 8960,
+    "num_layers": 30,
+}
+TINY = WAN_1_3B | {"num_attention_heads": 2, "attention_head_dim": 32, "ffn_dim": 128, "num_layers": 2, "text_dim": 64}
+
+
+@dataclass
+class Row:
+    """One measured setting."""
+
+    job: str
+    size: str
+    checkpointing: bool
+    compiled: bool
+    seconds: float | None = None
+    tokens_per_second: float | None = None
+    tflops_per_second: float | None = None
+    mfu: float | None = None
+    peak_memory_gib: float | None = None
+    note: str = ""
+
+
+def main() -> None:
+    """Measure every setting and write the JSON after each, so that an interrupted run keeps what it has."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gpu.json"))
+    parser.add_argument("--steps", type=int, default=5, help="timed steps; the median counts")
+    parser.add_argument("--tiny", action="store_true", help="a tiny network on any device, to test this script")
+    arguments = parser.parse_args()
+    if not (torch.cuda.is_available() or arguments.tiny):
+        raise SystemExit("benchmarks/gpu.py needs a CUDA device; --tiny tests the script without one.")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config = TINY if arguments.tiny else WAN_1_3B
+    sizes = {"5x32x32": (5, 32, 32)} if arguments.tiny else SIZES
+    peak = matmul_rate(device, 512 if arguments.tiny else 8192)
+    print(f"matmul peak {peak / 1e12:.1f} TFLOP/s in bf16")
+    rows: list[Row] = []
+    for name, size in sizes.items():
+        for checkpointing in (True, False):
+            for compiled in (False, True) if not arguments.tiny else (False,):
+                rows.append(measure(Row("sft step", name, checkpointing, compiled), config, size, device, peak, arguments.steps))
+                write(arguments.out, rows, device, peak, config)
+        for compiled in (False, True) if not arguments.tiny else (False,):
+            rows.append(measure(Row("sampling step", name, False, compiled), config, size, device, peak, arguments.steps))
+            write(arguments.out, rows, device, peak, config)
+
+
+def measure(row: Row, config: dict, size: tuple[int, int, int], device: torch.device, peak: float, steps: int) -> Row:
+    """Fill a row; out of memory becomes its note."""
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    try:
+        with torch.device(device):
+            network = WanTransformer3DModel(**config).to(torch.bfloat16)
+        if row.checkpointing:
+            network.enable_gradient_checkpointing()
+        if row.compiled:
+            network.compile_repeated_blocks(fullgraph=True)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        job = sft_job(network, size, device) if row.job == "sft step" else sampling_job(network, size, device)
+        seconds = timed(job, device, steps)
+    except torch.OutOfMemoryError:
+        row.note = "does not fit into memory"
+    else:
+        tokens, flops = token_count(size), forward_flops(config, size)
+        work = 3 * flops if row.job == "sft step" else 2 * flops
+        row.seconds, row.tokens_per_second = seconds, tokens / seconds
+        row.tflops_per_second, row.mfu = work / seconds / 1e12, work / seconds / peak
+        if device.type == "cuda":
+            row.peak_memory_gib = torch.cuda.max_memory_allocated() / 2**30
+    print(json.dumps(asdict(row)), flush=True)
+    if device.type == "cuda":
+        network = job = None
+        torch.cuda.empty_cache()
+    return row
+
+
+def sft_job(network: WanTransformer3DModel, size: tuple[int, int, int], device: torch.device):
+    """One optimiser step of flow matching on one clip, as `stages/sft.py` does it."""
+    network.train()
+    optimizer = Optimizer(network.named_parameters(), OptimConfig(lr=1e-5), total_steps=10_000)
+    clean, text = inputs(network, size, device)
+
+    def step() -> None:
+        eps, sigma = torch.randn_like(clean), torch.rand(1, device=device)
+        noisy = interpolate(clean, eps, sigma.view(-1, 1, 1, 1, 1))
+        predicted = network(
+            hidden_states=noisy.to(torch.bfloat16), timestep=1000 * sigma, encoder_hidden_states=text, return_dict=False
+        )[0]
+        (predicted.float() - velocity_target(clean, eps)).square().mean().backward()
+        optimizer.step()
+
+    return step
+
+
+def sampling_job(network: WanTransformer3DModel, size: tuple[int, int, int], device: torch.device):
+    """One guided Euler step: two network evaluations."""
+    network.eval()
+    latents, text = inputs(network, size, device)
+    sigma = torch.full((1,), 0.5, device=device)
+
+    @torch.no_grad()
+    def step() -> None:
+        for _ in range(2):
+            network(
+                hidden_states=latents.to(torch.bfloat16), timestep=1000 * sigma, encoder_hidden_states=text, return_dict=False
+            )
+
+    return step
+
+
+def inputs(network: WanTransformer3DModel, size: tuple[int, int, int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random latents of Wan 2.1's autoencoder and random text embeddings."""
+    frames, height, width = size
+    latents = torch.randn(1, 16, (frames - 1) // 4 + 1, height // 8, width // 8, device=device)
+    return latents, torch.randn(1, TEXT_TOKENS, network.config.text_dim, device=device, dtype=torch.bfloat16)
+
+
+def timed(job, device: torch.device, steps: int) -> float:
+    """Median seconds of a step after two that are not counted."""
+    seconds = []
+    for index in range(steps + 2):
+        start = time.perf_counter()
+        job()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        if index >= 2:
+            seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def token_count(size: tuple[int, int, int]) -> int:
+    """Tokens of a clip after the autoencoder (4 x 8 x 8) and the patches (1 x 2 x 2)."""
+    frames, height, width = size
+    return ((frames - 1) // 4 + 1) * (height // 16) * (width // 16)
+
+
+def forward_flops(config: dict, size: tuple[int, int, int]) -> float:
+    """Floating-point operations of one forward pass: matrix products of the blocks, attention, text keys and values."""
+    tokens, layers, ffn = token_count(size), config["num_layers"], config["ffn_dim"]
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    products = 2 * tokens * (6 * width**2 + 2 * width * ffn)
+    attention = 4 * tokens**2 * width + 4 * tokens * TEXT_TOKENS * width
+    text = 2 * TEXT_TOKENS * 2 * width**2
+    return float(layers * (products + attention + text))
+
+
+def matmul_rate(device: torch.device, side: int) -> float:
+    """FLOP/s of a large bf16 matrix product on this device: the peak that MFU is measured against."""
+    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    return 2 * side**3 / timed(lambda: a @ b, device, 20)
+
+
+def write(path: Path, rows: list[Row], device: torch.device, peak: float, config: dict) -> None:
+    """Write all rows so far with hardware and versions."""
+    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
+    facts = {
+        "hardware": name,
+        "versions": {library: version(library) for library in ("torch", "diffusers")} | {"cuda": torch.version.cuda},
+        "matmul_peak_tflops": peak / 1e12,
+        "architecture": config,
+        "rows": [asdict(row) for row in rows],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

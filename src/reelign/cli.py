@@ -1,0 +1,213 @@
+"""The command line: one verb per job, thin. Errors that are meant for users are printed alone, with exit status 1."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from reelign.errors import ReelignError
+from reelign.terminal import bars
+
+app = typer.Typer(
+    name="reelign",
+    help="Post-training for video diffusion models: footage in, a better model out, with the evidence.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+miniature_app = typer.Typer(no_args_is_help=True, help="The small real model that ships with the package.")
+app.add_typer(miniature_app, name="miniature")
+console = Console()
+errors = Console(stderr=True)
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides such as [cyan]sft.steps=200[/] or [cyan]seed=1[/].")]
+RecipePath = Annotated[Path, typer.Argument(help="A recipe, for example recipes/demo.yaml.")]
+Model = Annotated[str, typer.Argument(help="The word 'miniature', an artifact, a diffusers folder or a hub id.")]
+
+
+def main() -> None:
+    """Entry point of the `reelign` command."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    try:
+        app(standalone_mode=True)
+    except ReelignError as error:
+        errors.print(f"[bold red]reelign:[/] {error}", highlight=False)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        errors.print("[bold red]reelign:[/] stopped; nothing that was saved is lost, the same command goes on.")
+        raise SystemExit(130) from None
+
+
+@app.command()
+def run(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Run all stages of a recipe, or continue where they stopped, and build the report."""
+    from reelign.pipeline import run as run_recipe
+    from reelign.recipe import load_recipe
+
+    with bars(console) as progress:
+        result = run_recipe(load_recipe(recipe, overrides or []), progress)
+    _show_result(result.report, result.summary)
+
+
+@app.command()
+def sft(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Run a recipe up to supervised fine-tuning only (whatever other stages it names)."""
+    from reelign.pipeline import run as run_recipe
+    from reelign.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    if loaded.sft is None:
+        raise ReelignError(f"{recipe} has no `sft:` stage.")
+    with bars(console) as progress:
+        result = run_recipe(loaded, progress)
+    _show_result(result.report, result.summary)
+
+
+@app.command()
+def curate(
+    folder: Annotated[Path, typer.Argument(help="Footage: any folder of video files, with or without captions.")],
+    out: Annotated[Path, typer.Option(help="The dataset to write.")],
+    settings: Annotated[list[str] | None, typer.Option("--set", help="A rule, for example workers=4.")] = None,
+) -> None:
+    """Turn real footage into a dataset: clips, captions, measures, and a reason for everything that was dropped."""
+    from reelign.data.curate import CurateConfig
+    from reelign.data.curate import curate as curate_folder
+    from reelign.recipe import parse_settings
+
+    config = parse_settings(CurateConfig, settings or [])
+    with bars(console) as progress:
+        result = curate_folder(folder, out, config, lambda done, total: progress("curate", done, total, ""))
+    console.print(f"kept [bold]{result.kept}[/] clips, dropped {result.dropped}; see {out / 'audit.html'}")
+
+
+@app.command()
+def generate(
+    model: Model,
+    prompt: Annotated[str, typer.Argument(help="What the clip should show.")],
+    out: Annotated[Path, typer.Option(help="The MP4 to write.")] = Path("clip.mp4"),
+    seed: Annotated[int, typer.Option(help="Same seed, same clip.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Steps of the sampler.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 turns it off.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames, 4n + 1.")] = None,
+    height: Annotated[int | None, typer.Option(help="Height in pixels.")] = None,
+    width: Annotated[int | None, typer.Option(help="Width in pixels.")] = None,
+) -> None:
+    """Write one clip, for example: reelign generate miniature "a large red circle moving left fast on a white background"."""
+    from reelign.inference.generate import generate_clip
+
+    with bars(console) as progress:
+        facts = generate_clip(model, prompt, out, seed, steps, guidance, frames, height, width, progress)
+    console.print(f"wrote [bold]{out}[/]: {facts}")
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    recipe: Annotated[Path, typer.Option(help="Recipe whose battery and sampler are used.")] = Path("recipes/demo.yaml"),
+    against: Annotated[str | None, typer.Option(help="A second model: GSB of MODEL against it.")] = None,
+    out: Annotated[Path, typer.Option(help="Where evaluations and clips are written.")] = Path("evaluation"),
+    overrides: Overrides = None,
+) -> None:
+    """Judge a model on the battery, with intervals; with --against, compare two models at equal prompts and seeds."""
+    from reelign.inference.evaluate import evaluate_model
+    from reelign.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    with bars(console) as progress:
+        tables = evaluate_model(model, against, loaded, out, progress)
+    for title, header, rows in tables:
+        _table(title, header, rows)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="A run, for example runs/demo.")]) -> None:
+    """Build (again) the page and summary.json of a run from what is on disk."""
+    from reelign.report.page import build_report
+
+    console.print(f"wrote [bold]{build_report(folder)}[/]")
+
+
+@app.command()
+def doctor(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Find out what can be known to be wrong before the hours are spent; changes nothing."""
+    from reelign.doctor import examine
+    from reelign.recipe import load_recipe
+
+    findings = examine(load_recipe(recipe, overrides or []))
+    for finding in findings:
+        mark = "[green]pass[/]" if finding.passed else "[bold red]FAIL[/]"
+        console.print(f"{mark}  [bold]{finding.check}[/]: {finding.sentence}", highlight=False)
+    if not all(finding.passed for finding in findings):
+        raise ReelignError("the recipe would not run well; each FAIL above says what to do.")
+
+
+@app.command()
+def export(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    merge: Annotated[bool, typer.Option(help="Merge a LoRA into its base: a full diffusers folder.")] = True,
+) -> None:
+    """Write an artifact as a plain diffusers folder, or its LoRA as diffusers loads it."""
+    from reelign.inference.export import export_model
+
+    console.print(f"wrote [bold]{export_model(model, out, merge)}[/]")
+
+
+@miniature_app.command("train")
+def miniature_train(
+    out: Annotated[Path, typer.Option(help="Working folder; the same command resumes.")] = Path("runs/miniature"),
+    parts: Annotated[str, typer.Option(help="codec, base, capacity: which parts to train.")] = "codec,base,capacity",
+) -> None:
+    """Train the miniature from nothing: about 6 + 60 + 60 minutes on two cores."""
+    from reelign.miniature.train import train
+
+    with bars(console) as progress:
+        model = train(out, parts.split(","), lambda part, n, total, loss: progress(part, n, total, f"loss {loss:.4f}"))
+    console.print(f"wrote [bold]{model}[/]")
+
+
+@miniature_app.command("check")
+def miniature_check(
+    capacity: Annotated[Path | None, typer.Option(help="The clean-only model of `train`; adds its rows.")] = None,
+    sft_model: Annotated[str | None, typer.Option("--sft", help="An SFT artifact; adds its rows.")] = None,
+    count: Annotated[int, typer.Option(help="Held-out prompts per row.")] = 96,
+) -> None:
+    """Print what the miniature promises: judges, codec, capacity, base and headroom, each line with its requirement."""
+    from reelign.inference.miniature_check import check
+
+    with bars(console) as progress:
+        findings = check(capacity, sft_model, count, progress)
+    for title, header, rows in findings.tables:
+        _table(title, header, rows)
+    for finding in findings.requirements:
+        mark = "[green]pass[/]" if finding.passed else "[bold red]FAIL[/]"
+        console.print(f"{mark}  {finding.sentence}", highlight=False)
+    if not all(finding.passed for finding in findings.requirements):
+        raise ReelignError("the miniature does not hold all that it promises.")
+
+
+def _table(title: str, header: list[str], rows: list[list[str]]) -> None:
+    table = Table(title=title, title_justify="left")
+    for name in header:
+        table.add_column(name, justify="left" if name == header[0] else "right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def _show_result(page: Path, summary: dict) -> None:
+    for number in summary["headline"]:
+        console.print(f"  {number['label']}: [bold]{number['text']}[/]", highlight=False)
+    console.print(f"report: [bold]{page}[/]", highlight=False)
+
+
+if __name__ == "__main__":
+    main()

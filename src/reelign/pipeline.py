@@ -1,0 +1,228 @@
+"""A run: stages in order, each skipped when it is already complete, each judged against its parent, all costs written down.
+
+```
+RUN/recipe.yaml  run.json  ledger.jsonl  ceilings.json  dataset/  base/  sft/  summary.json  report/index.html
+```
+A stage is complete when its `stage.json` bears the fingerprint of everything that went into it: its part of the recipe,
+the identity of its inputs and the code that ran it. `kill -9` at any moment and the same command goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import reelign
+from reelign.data import curate as curate_module
+from reelign.data.curate import curate
+from reelign.errors import ReelignError
+from reelign.evaluate import battery as battery_module
+from reelign.evaluate.battery import run_battery
+from reelign.evaluate.ceilings import miniature_ceilings
+from reelign.evaluate.evaluation import Evaluation
+from reelign.evaluate.gate import Gate, gate
+from reelign.files import write_atomically
+from reelign.models.load import load_model
+from reelign.provenance import run_facts
+from reelign.recipe import CurateStage, Recipe, dump_recipe
+from reelign.report.page import build_report
+from reelign.stages import sft as sft_module
+from reelign.stages.context import Progress, StageContext, silent
+from reelign.stages.sft import run_sft
+from reelign.train.ledger import Ledger
+from reelign.train.loop import Interrupt
+from reelign.train.parallel import World
+
+FOOTAGE = Path(__file__).parent / "miniature" / "assets" / "footage"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Where a finished run is and the page that shows it."""
+
+    folder: Path
+    report: Path
+    summary: dict[str, Any]
+
+
+def run(recipe: Recipe, progress: Progress = silent, command: str | None = None) -> RunResult:
+    """Run (or continue) all stages of a recipe and build the report.
+
+    Raises:
+        ReelignError: the message says what to do; everything finished so far is kept.
+    """
+    recipe.folder.mkdir(parents=True, exist_ok=True)
+    world = World.start()
+    try:
+        with Interrupt() as interrupt:
+            return _Run(recipe, world, interrupt, progress).go(command or " ".join(["reelign", *sys.argv[1:]]))
+    finally:
+        world.stop()
+
+
+class _Run:
+    """One pass over the stages of a recipe."""
+
+    def __init__(self, recipe: Recipe, world: World, interrupt: Interrupt, progress: Progress) -> None:
+        self.recipe, self.world, self.interrupt, self.progress = recipe, world, interrupt, progress
+        self.folder = recipe.folder
+        self.ledger = Ledger(self.folder / "ledger.jsonl")
+
+    def go(self, command: str) -> RunResult:
+        recipe = self.recipe
+        names = ["base", *(name for name in ("sft",) if getattr(recipe, name) is not None)]
+        if self.world.is_main:
+            write_atomically(self.folder / "recipe.yaml", dump_recipe(recipe))
+            facts = run_facts(recipe.name, recipe.seed, command, names, str(self.folder / "recipe.yaml"))
+            write_atomically(self.folder / "run.json", json.dumps(facts, indent=2))
+        dataset = self._curate(recipe.curate) if recipe.curate is not None else None
+        self._ceilings()
+        self._base()
+        if recipe.sft is not None:
+            self._sft(dataset)
+        report = self.folder / "report" / "index.html"
+        if self.world.is_main:
+            self.progress("report", 0, 1, "")
+            report = build_report(self.folder)
+            self.progress("report", 1, 1, "")
+        self.world.barrier()
+        summary = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
+        return RunResult(self.folder, report, summary)
+
+    def _curate(self, stage: CurateStage) -> Path:
+        footage = FOOTAGE if str(stage.footage) == "miniature" else stage.footage
+        dataset = self.folder / "dataset"
+        if self.world.is_main:
+            key = _fingerprint(stage.model_dump(mode="json"), [str(footage), _listing(footage)], curate_module)
+            marker = dataset / "stage.json"
+            if not _complete(marker, key):
+                with self.ledger.phase("curate") as cost:
+                    result = curate(footage, dataset, stage.config, lambda done, total: self._tell("curate", done, total))
+                    cost.clips = result.kept
+                write_atomically(marker, json.dumps({"name": "curate", "fingerprint": key}))
+        self.world.barrier()
+        return dataset
+
+    def _ceilings(self) -> None:
+        """What clean data and the autoencoder alone reach on the battery; only the miniature's judge can tell."""
+        path = self.folder / "ceilings.json"
+        if self.recipe.battery.judge == "miniature" and self.world.is_main and not path.exists():
+            with self.ledger.phase("evaluate/ceilings"):
+                model = load_model(self.recipe.model, dtype=self.recipe.dtype, device=self.world.device)
+                write_atomically(path, json.dumps(miniature_ceilings(model, self.recipe.battery), indent=2))
+        self.world.barrier()
+
+    def _base(self) -> None:
+        battery, sampler = self.recipe.battery, self.recipe.sampler
+        parts = {"battery": battery.model_dump(mode="json"), "sampler": sampler.model_dump(mode="json")}
+        key = _fingerprint(parts, [self.recipe.model], battery_module)
+        self._stage("base", "Base model", None, key, lambda folder: self.recipe.model)
+
+    def _sft(self, dataset: Path | None) -> None:
+        config = self.recipe.sft
+        assert config is not None
+        parts = {
+            "sft": config.model_dump(mode="json"),
+            "seed": self.recipe.seed,
+            "dtype": self.recipe.dtype,
+            "battery": self.recipe.battery.model_dump(mode="json"),
+            "sampler": self.recipe.sampler.model_dump(mode="json"),
+        }
+        inputs = [self.recipe.model] + ([_digest(dataset / "manifest.parquet")] if dataset else [])
+        key = _fingerprint(parts, inputs, sft_module)
+
+        def train(folder: Path) -> str:
+            context = StageContext(
+                folder=folder,
+                parent=self.recipe.model,
+                dataset=dataset,
+                seed=self.recipe.seed,
+                dtype=self.recipe.dtype,
+                sampler=self.recipe.sampler,
+                battery=self.recipe.battery,
+                world=self.world,
+                ledger=self.ledger,
+                interrupt=self.interrupt,
+                progress=self.progress,
+            )
+            return str(run_sft(context, config))
+
+        self._stage("sft", "Supervised fine-tuning", "base", key, train)
+
+    def _stage(self, name: str, title: str, parent: str | None, key: str, make: Callable[[Path], str]) -> None:
+        """Make a stage's artifact, run the battery on it and compare it with its parent."""
+        folder = self.folder / name
+        marker = folder / "stage.json"
+        if _complete(marker, key):
+            self.progress(name, 1, 1, "already complete")
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        artifact = make(folder)
+        evaluation = self._evaluate(name, artifact, folder)
+        verdict = Gate(True, ())
+        if parent is not None:
+            verdict = gate(Evaluation.load(self.folder / parent / "evaluation.json"), evaluation)
+        if self.world.is_main:
+            facts = {
+                "name": name,
+                "title": title,
+                "artifact": artifact,
+                "parent": parent,
+                "fingerprint": key,
+                "gate": {"passed": verdict.passed, "reasons": list(verdict.reasons)},
+            }
+            write_atomically(marker, json.dumps(facts, indent=2))
+        self.world.barrier()
+
+    def _evaluate(self, name: str, artifact: str, folder: Path) -> Evaluation:
+        with self.ledger.phase(f"{name}/evaluate") as cost:
+            model = load_model(artifact, dtype=self.recipe.dtype, device=self.world.device)
+            evaluation = run_battery(
+                model,
+                self.recipe.battery,
+                self.recipe.sampler,
+                "test",
+                folder if self.world.is_main else None,
+                lambda done, total: self._tell(f"{name}: battery", done, total),
+            )
+            cost.nfe, cost.clips = evaluation.nfe, len(evaluation.items)
+        if self.world.is_main:
+            evaluation.save(folder / "evaluation.json")
+        return evaluation
+
+    def _tell(self, what: str, done: int, total: int) -> None:
+        if self.interrupt.requested:
+            raise ReelignError("stopped as asked; the same command goes on from here.")
+        self.progress(what, done, total, "")
+
+
+def _fingerprint(parts: dict[str, Any], inputs: list[str], code: ModuleType) -> str:
+    """SHA-256 over a stage's recipe, its inputs and the source that runs it."""
+    source = inspect.getsource(code)
+    text = json.dumps([reelign.__version__, parts, inputs, source], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _complete(marker: Path, key: str) -> bool:
+    if not marker.exists():
+        return False
+    return json.loads(marker.read_text(encoding="utf-8")).get("fingerprint") == key
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _listing(folder: Path) -> str:
+    """Names, sizes and times of all files of a folder: footage that changed is curated again."""
+    if not folder.is_dir():
+        raise ReelignError(f"curate.footage: there is no folder {folder}.")
+    found = sorted(p for p in folder.rglob("*") if p.is_file())
+    return json.dumps([(str(p.relative_to(folder)), p.stat().st_size, int(p.stat().st_mtime)) for p in found])

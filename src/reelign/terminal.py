@@ -1,0 +1,33 @@
+"""Progress bars with the time that is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+@contextmanager
+def bars(console: Console) -> Iterator[Callable[[str, int, int, str], None]]:
+    """A function `(what, done, total, note)` that keeps one bar for each `what`; shown on the console until the end."""
+    columns = (
+        TextColumn("{task.description:<22}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=console) as progress:
+
+        def tell(what: str, done: int, total: int, note: str = "") -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total, note=note)
+            if done < (progress.tasks[tasks[what]].completed or 0):
+                progress.reset(tasks[what], total=total)
+            progress.update(tasks[what], completed=done, total=total, note=note)
+
+        yield tell
