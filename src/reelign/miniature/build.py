@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from reelign.miniature.captions import vocabulary
-from reelign.miniature.codec import BlockCodec
+from reelign.models.codec import BlockCodec
 
 TEXT_WIDTH, TEXT_LENGTH = 96, 20
 FLOW_SHIFT = 3.0

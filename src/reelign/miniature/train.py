@@ -27,7 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reelign.flow.path import interpolate, velocity_target
 from reelign.miniature.build import build_denoiser, build_text_encoder, build_tokenizer, make_pipeline
-from reelign.miniature.codec import BlockCodec, to_blocks
+from reelign.models.codec import BlockCodec, to_blocks
 from reelign.miniature.pairs import CLEAN, SCRAPED, PairQuality, pairs
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,68 @@
+"""Judge one model, or one against another, outside a run: `reelign evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from reelign.evaluate.battery import BatteryConfig, run_battery
+from reelign.evaluate.evaluation import Evaluation
+from reelign.evaluate.gsb import compare, retention
+from reelign.evaluate.statistics import bootstrap_mean
+from reelign.models.load import load_model
+from reelign.sampling.sample import SampleConfig
+
+Progress = Callable[[str, int, int, str], None]
+
+
+class TextTable(NamedTuple):
+    """A table ready to be shown."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+
+
+def evaluate_model(
+    name: str, against: str | None, battery: BatteryConfig, sampler: SampleConfig, out: Path, progress: Progress
+) -> list[TextTable]:
+    """Run the battery on a model (and on a second one), write `evaluation.json` and clips, and return tables.
+
+    Returns:
+        Scores per axis with 95 % intervals; with `against` also GSB of the model against it, and retention.
+    """
+    child = _evaluate(name, battery, sampler, out / "model", progress)
+    tables = [TextTable(f"Scores of {name}", ["axis", "mean", "95 % interval"], _score_rows(child))]
+    if against is not None:
+        parent = _evaluate(against, battery, sampler, out / "against", progress)
+        tables.append(TextTable(f"Scores of {against}", ["axis", "mean", "95 % interval"], _score_rows(parent)))
+        rows = [
+            [axis, f"{found.value:+.2f}", f"[{found.low:+.2f}, {found.high:+.2f}]"]
+            for axis, found in compare(parent, child).items()
+        ]
+        tables.append(TextTable(f"GSB of {name} against {against}", ["axis", "GSB", "95 % interval"], rows))
+        kept = [
+            [attribute, f"{found.value:.2f}", str(found.n)]
+            for attribute, found in retention(parent, child).items()
+            if found is not None
+        ]
+        if kept:
+            tables.append(TextTable("Retention", ["attribute", "share kept", "checks"], kept))
+    return tables
+
+
+def _evaluate(name: str, battery: BatteryConfig, sampler: SampleConfig, out: Path, progress: Progress) -> Evaluation:
+    found = run_battery(
+        load_model(name), battery, sampler, "test", out, lambda done, total: progress(f"judge {name}", done, total, "")
+    )
+    found.save(out / "evaluation.json")
+    return found
+
+
+def _score_rows(evaluation: Evaluation) -> list[list[str]]:
+    rows = []
+    for axis in evaluation.axes:
+        interval = bootstrap_mean([item.scores[axis] for item in evaluation.items])
+        rows.append([axis, f"{interval.value:.3f}", f"[{interval.low:.3f}, {interval.high:.3f}]"])
+    return rows

@@ -1,0 +1,133 @@
+"""LoRA through peft: attach with a report of what was covered, save as diffusers loads it, load, merge."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model_state_dict
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError
+from torch import nn
+
+from reelign.errors import ReelignError
+from reelign.files import write_atomically
+from reelign.models.base import VideoModel
+
+WEIGHTS = "pytorch_lora_weights.safetensors"
+NAME = "default"
+
+
+class LoraSettings(BaseModel):
+    """Low-rank adapters."""
+
+    model_config = ConfigDict(extra="forbid")
+    rank: int = Field(default=32, ge=1, description="Rank of the adapters.")
+    alpha: float = Field(default=32.0, gt=0, description="Scale: the update is multiplied by alpha / rank.")
+    targets: list[str] = Field(
+        default=["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"],
+        min_length=1,
+        description="Endings of the module names that get an adapter.",
+    )
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Which modules carry an adapter, by target, over all denoisers."""
+
+    modules: dict[str, list[str]]
+
+    @property
+    def sentence(self) -> str:
+        """One line for people."""
+        total = sum(len(names) for names in self.modules.values())
+        parts = ", ".join(f"{target} {len(names)}" for target, names in self.modules.items())
+        return f"{total} modules carry an adapter: {parts}."
+
+
+def attach_lora(model: VideoModel, settings: LoraSettings) -> Coverage:
+    """Give every denoiser float32 adapters; all else is frozen.
+
+    Raises:
+        ReelignError: a target matches no linear layer; the message lists near names.
+    """
+    coverage = _covered(model, settings.targets)
+    for network in model.denoisers().values():
+        network.requires_grad_(False)
+        network.add_adapter(
+            LoraConfig(
+                r=settings.rank,
+                lora_alpha=settings.alpha,
+                target_modules=settings.targets,
+                init_lora_weights=True,
+            ),
+            adapter_name=NAME,
+        )
+        adapted = [(name, p) for name, p in network.named_parameters() if ".lora_" in name]
+        for _, parameter in adapted:
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+        expected = 2 * sum(name.startswith(f"{_part(model, network)}.") for n in coverage.modules.values() for name in n)
+        if len(adapted) != expected:
+            raise ReelignError(f"LoRA: {expected // 2} modules were targeted, but {len(adapted) // 2} carry an adapter.")
+    return coverage
+
+
+def _covered(model: VideoModel, targets: list[str]) -> Coverage:
+    linear = [
+        f"{part}.{name}"
+        for part, network in model.denoisers().items()
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    found = {target: [name for name in linear if name.endswith(f".{target}")] for target in targets}
+    for target, names in found.items():
+        if not names:
+            endings = sorted({".".join(name.split(".")[-depth:]) for name in linear for depth in (1, 2, 3)})
+            near = difflib.get_close_matches(target, endings, n=4, cutoff=0.3)
+            raise ReelignError(f"lora.targets: {target!r} matches no linear layer. Near names: {', '.join(near) or endings}.")
+    return Coverage(found)
+
+
+def _part(model: VideoModel, network: nn.Module) -> str:
+    return next(name for name, other in model.denoisers().items() if other is network)
+
+
+def save_lora(model: VideoModel, folder: Path, base: str) -> None:
+    """Write the adapters so that `WanPipeline.load_lora_weights(folder)` gives the identical model.
+
+    The alpha of each adapter is folded in by peft's metadata, which diffusers writes into the file's header.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    layers, metadata = {}, {}
+    for part, network in model.denoisers().items():
+        layers[f"{part}_lora_layers"] = get_peft_model_state_dict(network, adapter_name=NAME)
+        metadata[f"{part}_lora_adapter_metadata"] = network.peft_config[NAME].to_dict()
+    try:
+        type(model.pipeline).save_lora_weights(partial, **layers, **metadata)
+        write_atomically(partial / "card.json", json.dumps({"base": base, "kind": "lora"}, indent=2))
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise ReelignError(f"cannot write the adapter {folder}: {error}. Free some space and run again.") from error
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.replace(folder)
+
+
+def load_lora(model: VideoModel, folder: Path) -> None:
+    """Put saved adapters on a base model."""
+    try:
+        model.pipeline.load_lora_weights(folder, weight_name=WEIGHTS, adapter_name=NAME)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise ReelignError(f"cannot load the adapter {folder / WEIGHTS}: {error}") from error
+
+
+def merge_lora(model: VideoModel) -> None:
+    """Fold the adapters into the weights and remove them."""
+    with torch.no_grad():
+        model.pipeline.fuse_lora(components=list(model.denoisers()))
+        model.pipeline.unload_lora_weights()

@@ -1,0 +1,91 @@
+"""A video model: a diffusers pipeline seen as four verbs (encode text, encode video, predict velocity, decode)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+Conditions = dict[str, Tensor]
+"""The encoded prompts: tensors keyed by name, batch first; opaque to everyone but the adapter of the family."""
+
+
+@dataclass(frozen=True)
+class NativeSize:
+    """The clip that a checkpoint makes when nobody says otherwise."""
+
+    frames: int
+    height: int
+    width: int
+    fps: float
+
+
+class VideoModel(ABC):
+    """What every stage sees of a checkpoint.
+
+    Latents are float32 (B, C, F, h, w), normalised by the autoencoder's statistics; sigma is (B,) in [0, 1]; frames are
+    uint8 RGB (B, T, H, W, 3).
+
+    Attributes:
+        pipeline: the diffusers pipeline underneath.
+        name: what the model was loaded from.
+        native_size: the clip that it makes by default.
+        scheduler_shift: the flow shift that the checkpoint ships.
+    """
+
+    pipeline: DiffusionPipeline
+    name: str
+    native_size: NativeSize
+    scheduler_shift: float
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the networks are."""
+
+    @property
+    @abstractmethod
+    def frame_stride(self) -> int:
+        """Frames a latent frame stands for: clips have `1 + k * frame_stride` frames."""
+
+    @property
+    @abstractmethod
+    def side_multiple(self) -> int:
+        """Heights and widths are multiples of this many pixels."""
+
+    @abstractmethod
+    def encode_text(self, prompts: Sequence[str]) -> Conditions:
+        """Prompts to conditions with batch size `len(prompts)`."""
+
+    @abstractmethod
+    def encode_video(self, frames: Tensor) -> Tensor:
+        """Frames uint8 (B, T, H, W, 3) to normalised latents float32 (B, C, F, h, w)."""
+
+    @abstractmethod
+    def velocity(self, latents: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
+        """Predicted velocity `eps - x0`, float32, same shape as `latents`; gradients flow."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Normalised latents to frames uint8 (B, T, H, W, 3)."""
+
+    @abstractmethod
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(C, F, h, w) of a clip.
+
+        Raises:
+            ReelignError: the size does not fit the autoencoder; the message names the nearest sizes that do.
+        """
+
+    @abstractmethod
+    def denoisers(self) -> dict[str, nn.Module]:
+        """The networks that training changes, by the name of their pipeline component."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write everything as a diffusers folder; a half-written one never bears the name."""

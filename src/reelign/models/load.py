@@ -1,0 +1,108 @@
+"""From a name to a video model: the word 'miniature', a finished artifact, a diffusers folder or a hub id."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import WanPipeline
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from safetensors import SafetensorError, safe_open
+
+from reelign.errors import ReelignError
+from reelign.models.adapter import load_lora
+from reelign.models.base import NativeSize, VideoModel
+from reelign.models.codec import BlockCodec
+from reelign.models.wan import WanModel
+
+MINIATURE = Path(__file__).parents[1] / "miniature" / "assets" / "model"
+FAMILIES = {"WanPipeline": WanModel}
+AUTOENCODERS = (BlockCodec,)
+"""Our own component classes: diffusers loads a class from outside itself only when its module has been imported."""
+CARD = "card.json"
+
+
+def load_model(name: str | Path, dtype: str = "float32", device: torch.device | str | None = None) -> VideoModel:
+    """Load a model; a LoRA artifact loads its base first and the adapter on top.
+
+    Args:
+        name: 'miniature', an artifact of a run (its folder, or the stage folder that holds `model/`), a diffusers folder
+            or a hub id.
+        dtype: "float32" or "bfloat16" for text encoder and denoisers; the autoencoder always computes in float32.
+        device: where to put it; by default the CUDA device when there is one.
+
+    Raises:
+        ReelignError: nothing is there, a file is damaged, or the family is not supported.
+    """
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    folder = _folder(str(name))
+    if folder is not None and (folder / "pytorch_lora_weights.safetensors").exists():
+        model = load_model(_card(folder, "base"), dtype, place)
+        load_lora(model, folder)
+        return model
+    if folder is not None:
+        _check_files(folder)
+    pipeline = _load_pipeline(folder or str(name), getattr(torch, dtype))
+    pipeline.vae.to(torch.float32)
+    pipeline.to(place)
+    return FAMILIES[type(pipeline).__name__](pipeline, str(name), _native_size(folder))
+
+
+def _folder(name: str) -> Path | None:
+    """The local folder that a name means; None for a hub id."""
+    if name == "miniature":
+        return MINIATURE
+    path = Path(name)
+    for candidate in (path, path / "model"):
+        if (candidate / "model_index.json").exists() or (candidate / "pytorch_lora_weights.safetensors").exists():
+            return candidate
+    if path.exists():
+        raise ReelignError(f"{name} is no model: it holds neither model_index.json nor pytorch_lora_weights.safetensors.")
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise ReelignError(
+            f"there is no model {name!r}. Give the word 'miniature', an artifact of a run such as runs/demo/sft/model, a "
+            "diffusers folder or a hub id such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers."
+        )
+    return None
+
+
+def _load_pipeline(source: Path | str, dtype: torch.dtype) -> WanPipeline:
+    try:
+        index = diffusers.DiffusionPipeline.load_config(source)
+        family = index.get("_class_name")
+        if family not in FAMILIES:
+            raise ReelignError(f"{source} is a {family}; supported pipelines: {', '.join(sorted(FAMILIES))}.")
+        return WanPipeline.from_pretrained(source, dtype=dtype)
+    except SafetensorError as error:
+        raise ReelignError(f"{source}: a weight file is damaged ({error}). Copy or download the model again.") from error
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ReelignError(f"cannot load the model {source}: {first}") from error
+
+
+def _check_files(folder: Path) -> None:
+    """Open every weight file before diffusers does: its own message would not name the file."""
+    for path in sorted(folder.rglob("*.safetensors")):
+        try:
+            with safe_open(path, "pt") as file:
+                file.keys()
+        except (SafetensorError, OSError) as error:
+            raise ReelignError(f"the weight file {path} is damaged ({error}). Copy or make the model again.") from error
+
+
+def _card(folder: Path, key: str) -> Any:
+    try:
+        return json.loads((folder / CARD).read_text(encoding="utf-8"))[key]
+    except (OSError, KeyError, json.JSONDecodeError) as error:
+        raise ReelignError(f"{folder / CARD} does not say `{key}`: {error}") from error
+
+
+def _native_size(folder: Path | None) -> NativeSize | None:
+    """What the card says of the clips that the model makes; None without a card."""
+    if folder is None or not (folder / CARD).exists():
+        return None
+    size = _card(folder, "native_size")
+    return NativeSize(**size) if size else None

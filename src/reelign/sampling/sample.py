@@ -1,0 +1,207 @@
+"""The one sampler: rollouts, validation, evaluation and serving all call `sample`.
+
+Which steps are stochastic, which grid, which guidance, which noise are arguments. Replay is the same transition with the
+stored next latent, so that training and rollout cannot disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from diffusers import UniPCMultistepScheduler
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from reelign.errors import ReelignError
+from reelign.flow.grid import Spacing, sigma_grid
+from reelign.flow.step import NoiseLaw, SdeStep, ode_step, sde_step
+from reelign.models.base import Conditions, VideoModel
+
+
+class SampleConfig(BaseModel):
+    """How clips are sampled."""
+
+    model_config = ConfigDict(extra="forbid")
+    steps: int = Field(default=20, ge=1, le=1000, description="Transitions from noise to data.")
+    shift: float = Field(default=3.0, gt=0, description="Static shift of the grid; 3 for Wan at 480p, 5 at 720p.")
+    solver: Literal["euler", "unipc"] = Field(default="unipc", description="How a deterministic step is taken.")
+    spacing: Spacing | None = Field(default=None, description="The grid of 'unipc' or 'euler'; the solver's own if empty.")
+    guidance_scale: float = Field(default=3.0, ge=0, description="Classifier-free guidance; 1 turns it off.")
+    guidance_interval: tuple[float, float] = Field(
+        default=(0.0, 1.0), description="Noise levels with guidance (arXiv 2404.07724); outside, one evaluation a step."
+    )
+    negative_prompt: str = Field(default="", description="What guidance leads away from.")
+
+    @property
+    def grid(self) -> Tensor:
+        """The noise levels, float64 (steps + 1,)."""
+        return sigma_grid(self.steps, self.shift, self.spacing or self.solver)
+
+
+@dataclass(frozen=True)
+class Stochastic:
+    """Which transitions are stochastic, and how.
+
+    Attributes:
+        steps: bool (B, steps): sample b takes an SDE step at index k.
+        law: the noise law of those steps.
+        generators: one a sample; a sample's noise does not depend on its batch.
+    """
+
+    steps: Tensor
+    law: NoiseLaw
+    generators: Sequence[torch.Generator]
+
+
+@dataclass(frozen=True)
+class Transition:
+    """A stochastic transition of some samples of a batch: what a trained step stores.
+
+    Attributes:
+        rows: indices (b,) of the samples in the batch.
+        x, x_next, mean: (b, C, F, h, w).
+        sigma, sigma_next, logp: (b,).
+    """
+
+    rows: Tensor
+    x: Tensor
+    sigma: Tensor
+    sigma_next: Tensor
+    x_next: Tensor
+    logp: Tensor
+    mean: Tensor
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What sampling gives: latents (B, C, F, h, w), stored transitions in order, network evaluations per sample."""
+
+    latents: Tensor
+    transitions: list[Transition]
+    nfe: int
+
+
+@torch.no_grad()
+def sample(
+    model: VideoModel,
+    conditions: Conditions,
+    noise: Tensor,
+    config: SampleConfig,
+    negative: Conditions | None = None,
+    stochastic: Stochastic | None = None,
+    start: int = 0,
+) -> Sampled:
+    """Sample a batch.
+
+    Args:
+        model: gives the velocity.
+        conditions: of the prompts, batch first.
+        noise: (B, C, F, h, w): the latents at grid index `start`; standard normal for 0.
+        config: grid, solver and guidance.
+        negative: conditions of the negative prompt; needed when guidance is on.
+        stochastic: the transitions that are SDE steps; they are stored and returned.
+        start: grid index to begin at, to branch from a shared prefix.
+
+    Raises:
+        ReelignError: guidance without `negative`, or stochastic steps with a multistep solver.
+    """
+    grid, latents, nfe = config.grid, noise.float(), 0
+    transitions: list[Transition] = []
+    solver = _UniPC(config, start) if config.solver == "unipc" else None
+    if solver is not None and stochastic is not None and bool(stochastic.steps.any()):
+        raise ReelignError("stochastic steps need sampler.solver=euler: UniPC carries a memory over its steps.")
+    for index in range(start, config.steps):
+        sigma, sigma_next = (latents.new_full((len(latents),), float(grid[k])) for k in (index, index + 1))
+        seen = sigma if solver is None else solver.level_seen_by_model(sigma, index)
+        velocity, evaluations = guided_velocity(model, latents, seen, conditions, config, negative)
+        nfe += evaluations
+        if solver is not None:
+            latents = solver.step(velocity, latents, index)
+            continue
+        moved = ode_step(latents, velocity, sigma, sigma_next)
+        rows = stochastic.steps[:, index].nonzero().flatten() if stochastic is not None else ()
+        if stochastic is not None and len(rows):
+            fresh = torch.stack([_draw(stochastic.generators[int(row)], latents) for row in rows])
+            step = sde_step(
+                latents[rows], velocity[rows], sigma[rows], sigma_next[rows], stochastic.law, grid.to(latents), noise=fresh
+            )
+            moved[rows] = step.x_next
+            transitions.append(
+                Transition(
+                    rows, latents[rows], sigma[rows], sigma_next[rows], step.x_next, step.logp, step.mean
+                )
+            )
+        latents = moved
+    return Sampled(latents, transitions, nfe)
+
+
+def replay(
+    model: VideoModel,
+    conditions: Conditions,
+    transition: Transition,
+    config: SampleConfig,
+    law: NoiseLaw,
+    negative: Conditions | None = None,
+) -> SdeStep:
+    """The stored transition under the current weights; gradients flow through its `logp` and `mean`.
+
+    `conditions` and `negative` are those of the transition's own rows.
+    """
+    velocity, _ = guided_velocity(model, transition.x, transition.sigma, conditions, config, negative)
+    return sde_step(
+        transition.x,
+        velocity,
+        transition.sigma,
+        transition.sigma_next,
+        law,
+        config.grid.to(transition.x),
+        x_next=transition.x_next,
+    )
+
+
+def guided_velocity(
+    model: VideoModel,
+    latents: Tensor,
+    sigma: Tensor,
+    conditions: Conditions,
+    config: SampleConfig,
+    negative: Conditions | None,
+) -> tuple[Tensor, int]:
+    """`v_neg + s (v - v_neg)` (arXiv 2207.12598) inside the guidance interval, `v` outside; and the evaluations spent."""
+    low, high = config.guidance_interval
+    guided = config.guidance_scale != 1 and bool(((sigma >= low) & (sigma <= high)).any())
+    velocity = model.velocity(latents, sigma, conditions)
+    if not guided:
+        return velocity, 1
+    if negative is None:
+        raise ReelignError(f"guidance_scale={config.guidance_scale:g} needs the conditions of the negative prompt.")
+    away = model.velocity(latents, sigma, negative)
+    scale = torch.where((sigma >= low) & (sigma <= high), config.guidance_scale, 1.0).view(-1, 1, 1, 1, 1)
+    return away + scale * (velocity - away), 2
+
+
+def _draw(source: torch.Generator, like: Tensor) -> Tensor:
+    return torch.randn(like.shape[1:], generator=source).to(like.device)
+
+
+class _UniPC:
+    """diffusers' UniPC as Wan ships it."""
+
+    def __init__(self, config: SampleConfig, start: int) -> None:
+        if config.spacing not in (None, "unipc"):
+            raise ReelignError("sampler.solver=unipc brings its own grid; leave sampler.spacing empty.")
+        self.scheduler = UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=config.shift
+        )
+        self.scheduler.set_timesteps(config.steps)
+        self.scheduler.set_begin_index(start)
+
+    def level_seen_by_model(self, sigma: Tensor, index: int) -> Tensor:
+        """The scheduler hands the network whole timesteps of 1000: the level that the network sees is truncated."""
+        return torch.full_like(sigma, float(self.scheduler.timesteps[index]) / 1000)
+
+    def step(self, velocity: Tensor, latents: Tensor, index: int) -> Tensor:
+        return self.scheduler.step(velocity, self.scheduler.timesteps[index], latents, return_dict=False)[0]
