@@ -46,7 +46,8 @@ def load_model(name: str | Path, dtype: str = "float32", device: torch.device | 
     if folder is not None:
         _check_files(folder)
     pipeline = _load_pipeline(folder or str(name), getattr(torch, dtype))
-    pipeline.vae.to(torch.float32)
+    if pipeline.vae.dtype != torch.float32:
+        pipeline.vae.to(torch.float32)
     pipeline.to(place)
     return FAMILIES[type(pipeline).__name__](pipeline, str(name), _native_size(folder))
 

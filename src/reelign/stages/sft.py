@@ -10,7 +10,7 @@ global batch): any number of ranks draws the same ones.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,18 +22,16 @@ from reelign.evaluate.battery import run_battery
 from reelign.flow.grid import Density, density_weight, sample_sigma
 from reelign.flow.path import interpolate, velocity_target
 from reelign.models.adapter import LoraSettings, attach_lora, save_lora
-from reelign.models.base import VideoModel
+from reelign.models.base import Conditions, VideoModel
 from reelign.models.load import load_model
 from reelign.sampling.noise import generator as seeded
 from reelign.stages.context import StageContext
-from reelign.stages.sources import DatasetSource, MiniatureSource, TrainingSet, build_training_set
+from reelign.stages.sources import Source, TrainingSet, build_training_set, held_out_loss, write_held_out_figures
 from reelign.train.checkpoint import Checkpoints
 from reelign.train.ema import Ema
 from reelign.train.optim import OptimConfig, Optimizer
-from reelign.train.track import Tracker
-
-Source = Annotated[MiniatureSource | DatasetSource, Field(discriminator="kind")]
-
+from reelign.train.parallel import full
+from reelign.train.track import Sink, Tracker
 
 class SftConfig(BaseModel):
     """Supervised fine-tuning."""
@@ -53,6 +51,7 @@ class SftConfig(BaseModel):
     gradient_checkpointing: bool = Field(default=False, description="Trade a third more compute for memory.")
     validate_every: int = Field(default=100, ge=1, description="Steps between validations.")
     save_every: int = Field(default=100, ge=1, description="Steps between checkpoints.")
+    track: list[Sink] = Field(default_factory=list, description="Besides metrics.jsonl: tensorboard, wandb.")
 
 
 def run_sft(context: StageContext, config: SftConfig) -> Path:
@@ -79,25 +78,22 @@ class _Trainer:
                 f"sft.accumulate={config.accumulate}; change one of them."
             )
         self.loader = Loader(
-            data.training,
-            batch_size=config.batch_size // config.accumulate,
-            seed=context.seed,
-            rank=world.rank,
-            world_size=world.size,
+            data.training, config.batch_size // config.accumulate, context.seed, world.rank, world.size
         )
         self.empty = model.encode_text([""])
-        self.trained = _trainable(model, config)
+        self.loss_before = held_out_loss(model, data.held_out)
+        _choose_trained(model, config)
         for network in model.denoisers().values():
             world.shard(network)
-        self.trained = {name: p for name, p in _named_parameters(model).items() if p.requires_grad}
+        self.trained = _trained(model)
         self.optimizer = Optimizer(self.trained.items(), config.optim, total_steps=config.steps)
         self.ema = Ema(self.trained.items(), config.ema_decay)
         self.checkpoints = Checkpoints(context.folder / "checkpoints")
-        self.tracker = Tracker(context.folder, enabled=world.is_main)
+        self.tracker = Tracker(context.folder, enabled=world.is_main, sinks=config.track)
         self.step = 0
 
-    def state(self) -> dict[str, object]:
-        """Everything that training goes on from."""
+    def state(self) -> dict[str, Any]:
+        """Everything that training goes on from. No generator is part of it: all noise follows from keys."""
         return {
             "weights": self.trained,
             "optimizer": self.optimizer,
@@ -118,53 +114,58 @@ class _Trainer:
         config, context = self.config, self.context
         if self.step == 0:
             self.validate()
-        with context.ledger.phase("sft/train") as cost:
-            while self.step < config.steps:
-                loss, grad_norm = self.one_step()
-                self.step += 1
-                cost.clips += config.batch_size
-                cost.nfe += config.batch_size
-                self.tracker.log(self.step, loss=loss, grad_norm=grad_norm, lr=self.optimizer.lr)
-                context.progress("sft: train", self.step, config.steps, f"loss {loss:.4f}")
-                last = self.step == config.steps
-                metric = self.validate() if last or self.step % config.validate_every == 0 else None
-                stop = context.interrupt.requested
-                if metric is not None or stop or self.step % config.save_every == 0:
-                    self.checkpoints.save(self.step, self.state(), metric)
-                if stop and not last:
-                    raise ReelignError(f"stopped at step {self.step} as asked; the same command goes on from here.")
+        while self.step < config.steps:
+            until = min(config.steps, (self.step // config.validate_every + 1) * config.validate_every)
+            with context.ledger.phase("sft/train") as cost:
+                while self.step < until and not context.interrupt.requested:
+                    numbers = self.one_step()
+                    self.step += 1
+                    cost.clips += config.batch_size
+                    cost.nfe += config.batch_size
+                    self.tracker.log(self.step, **numbers)
+                    context.progress("sft: train", self.step, config.steps, f"loss {numbers['loss']:.4f}")
+                    if self.step % config.save_every == 0 and self.step < until:
+                        self.checkpoints.save(self.step, self.state())
+            if context.interrupt.requested:
+                self.checkpoints.save(self.step, self.state())
+                raise ReelignError(f"stopped after step {self.step} as asked; the same command goes on from here.")
+            self.checkpoints.save(self.step, self.state(), self.validate())
 
-    def one_step(self) -> tuple[float, float]:
+    def one_step(self) -> dict[str, float]:
         """Forward, backward and update on one global batch; the loss is the mean over all ranks."""
         total = torch.zeros((), device=self.context.world.device)
+        lr = self.optimizer.lr
         for part in range(self.config.accumulate):
             loss = self.loss(next(self.loader), part) / self.config.accumulate
             loss.backward()
             total += loss.detach()
         grad_norm = self.optimizer.step()
         self.ema.update()
-        return float(self.context.world.mean(total)), float(grad_norm)
+        return {"loss": float(self.context.world.mean(total)), "grad_norm": grad_norm, "lr": lr}
 
     def loss(self, batch: Batch, part: int) -> Tensor:
         """Weighted flow-matching loss of this rank's share of a global batch."""
         config, world = self.config, self.context.world
         clean = batch.latents.to(world.device)
         first = (part * world.size + world.rank) * len(clean)
-        noise, sigma, keep = [], [], []
-        for index in range(first, first + len(clean)):
-            draw = seeded(self.context.seed, "sft", self.step, index)
-            noise.append(torch.randn(clean.shape[1:], generator=draw))
-            sigma.append(sample_sigma(1, config.density, config.shift, draw))
-            keep.append(torch.rand(1, generator=draw) >= config.caption_dropout)
-        levels = torch.cat(sigma).to(world.device)
-        eps = torch.stack(noise).to(world.device)
-        conditions = _drop(batch.conditions, self.empty, torch.cat(keep), world.device)
-        noisy = interpolate(clean, eps, levels)
-        error = self.model.velocity(noisy, levels, conditions) - velocity_target(clean, eps)
-        weight = density_weight(levels, config.density)
-        return (weight * error.square().flatten(1).mean(1)).mean()
+        eps, levels, keep = self.draw(range(first, first + len(clean)), clean.shape[1:])
+        conditions = _drop(batch.conditions, self.empty, keep.to(world.device))
+        predicted = self.model.velocity(interpolate(clean, eps, levels), levels, conditions)
+        error = (predicted - velocity_target(clean, eps)).square().flatten(1).mean(1)
+        return (density_weight(levels, config.density) * error).mean()
 
-    def validate(self) -> float | None:
+    def draw(self, positions: range, shape: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
+        """Noise (B, C, F, h, w), noise levels (B,) and whether the caption is kept (B,), for places in the global batch."""
+        noise, levels, keep = [], [], []
+        for position in positions:
+            source = seeded("sft", self.context.seed, self.step, position)
+            noise.append(torch.randn(shape, generator=source))
+            levels.append(sample_sigma(1, self.config.density, self.config.shift, source))
+            keep.append(torch.rand(1, generator=source) >= self.config.caption_dropout)
+        device = self.context.world.device
+        return torch.stack(noise).to(device), torch.cat(levels).to(device), torch.cat(keep)
+
+    def validate(self) -> float:
         """Mean of all axes on the validation half of the battery, with the averaged weights."""
         context = self.context
         with context.ledger.phase("sft/validate") as cost, self.ema.swapped():
@@ -175,32 +176,44 @@ class _Trainer:
                 "validation",
                 progress=lambda done, total: context.progress("sft: validate", done, total, f"step {self.step}"),
             )
-            held_out = self.data.held_out_loss(self.model) if self.data.held_out else None
+            losses = held_out_loss(self.model, self.data.held_out)
             cost.nfe, cost.clips = found.nfe, len(found.items)
-        means = found.means()
-        numbers = {f"validation/{axis}": value for axis, value in means.items()}
-        if held_out is not None:
-            numbers["validation/held_out_loss"] = held_out
+        numbers = {f"validation/{axis}": value for axis, value in found.means().items()}
+        score = sum(numbers.values()) / len(numbers)
+        if losses:
+            numbers["validation/held_out_loss"] = sum(losses) / len(losses)
         self.tracker.log(self.step, **numbers)
-        return sum(means.values()) / len(means)
+        return score
 
     def finish(self) -> Path:
-        """Write the best averaged weights as the artifact."""
+        """Write the best averaged weights as the artifact, from a fresh copy of the parent on the CPU."""
         best = self.checkpoints.best()
         if best is not None:
             self.checkpoints.load(best, self.state())
-        target = self.context.folder / "model"
-        with self.ema.swapped():
-            self.data.write_figures(self.model, self.context.folder / "extra.json", self.context.parent)
+        context, target = self.context, self.context.folder / "model"
+        if self.data.held_out:
+            with self.ema.swapped():
+                after = held_out_loss(self.model, self.data.held_out)
+            if context.world.is_main:
+                path = context.folder / "extra.json"
+                write_held_out_figures(path, self.loss_before, after, self.data.reconstruction)
+        averaged = {name: full(value).cpu() for name, value in self.ema.average.items()}
+        if context.world.is_main:
+            artifact = load_model(context.parent, dtype=context.dtype, device="cpu")
+            _choose_trained(artifact, self.config)
+            with torch.no_grad():
+                for name, parameter in _trained(artifact).items():
+                    parameter.copy_(averaged[name])
             if self.config.method == "lora":
-                save_lora(self.model, target, base=self.context.parent)
+                save_lora(artifact, target, base=context.parent)
             else:
-                self.model.save(target)
+                artifact.save(target)
+        context.world.barrier()
         self.tracker.close()
         return target
 
 
-def _trainable(model: VideoModel, config: SftConfig) -> None:
+def _choose_trained(model: VideoModel, config: SftConfig) -> None:
     """Choose what learns: adapters, or every weight of the denoisers."""
     for network in model.denoisers().values():
         network.requires_grad_(config.method == "full")
@@ -211,18 +224,18 @@ def _trainable(model: VideoModel, config: SftConfig) -> None:
         attach_lora(model, config.lora)
 
 
-def _named_parameters(model: VideoModel) -> dict[str, torch.nn.Parameter]:
+def _trained(model: VideoModel) -> dict[str, torch.nn.Parameter]:
     return {
         f"{part}.{name}": parameter
         for part, network in model.denoisers().items()
         for name, parameter in network.named_parameters()
+        if parameter.requires_grad
     }
 
 
-def _drop(conditions: dict[str, Tensor], empty: dict[str, Tensor], keep: Tensor, device: torch.device) -> dict[str, Tensor]:
+def _drop(conditions: Conditions, empty: Conditions, keep: Tensor) -> Conditions:
     """Replace the conditions of the samples that lose their caption by those of the empty caption."""
-    keep = keep.to(device)
     return {
-        name: torch.where(keep.view(-1, *[1] * (value.ndim - 1)), value.to(device), empty[name].to(device))
+        name: torch.where(keep.view(-1, *[1] * (value.ndim - 1)), value.to(keep.device), empty[name].to(keep.device))
         for name, value in conditions.items()
     }
