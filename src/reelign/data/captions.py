@@ -1,0 +1,204 @@
+"""Captions that come with footage, and captions asked of a vision model.
+
+Layouts that people own are all read: `x.mp4` + `x.txt`; `metadata.csv|jsonl|json|parquet` or any such table beside the media
+with a column for the file and one for the words; `prompts.txt` + `videos.txt`.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field
+
+from reelign.errors import ReelignError
+
+FILE_COLUMNS = ("video", "file_name", "path", "video_path", "file", "filename")
+TEXT_COLUMNS = ("prompt", "caption", "text", "cap")
+TABLES = {".csv", ".tsv", ".jsonl", ".json", ".parquet"}
+
+
+class CaptionEndpoint(BaseModel):
+    """An OpenAI-compatible vision model that captions what has no words."""
+
+    model_config = ConfigDict(extra="forbid")
+    url: str = Field(description="Base address, for example http://localhost:8000/v1.")
+    model: str = Field(description="Name of the model at that address.")
+    api_key_variable: str = Field(default="OPENAI_API_KEY", description="Environment variable that holds the key.")
+    prompt: str = Field(
+        default="Describe this video in one or two sentences: the subject, what it does, the setting, the camera.",
+        description="What is asked along with four frames.",
+    )
+    seconds: float = Field(default=60, gt=0, description="Time limit of one request.")
+
+
+@dataclass
+class Captions:
+    """Words by file, and the files that only served to hold words.
+
+    Attributes:
+        words: path relative to the footage -> (caption, where it came from).
+        notes: path of a text or table file -> what it was used for, or why not.
+    """
+
+    words: dict[str, tuple[str, str]] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+def find_captions(folder: Path, files: Sequence[Path]) -> Captions:
+    """Read every table and sidecar below `folder`; a file's own sidecar wins over a table."""
+    found = Captions()
+    names = {path.relative_to(folder).as_posix() for path in files}
+    for path in sorted(files):
+        if path.suffix.lower() in TABLES:
+            _read_table(found, folder, path, names)
+    _read_pair_of_lists(found, folder, names)
+    media = {Path(name).with_suffix("").as_posix(): name for name in sorted(names) if not _is_words(Path(name))}
+    for path in sorted(files):
+        name = path.relative_to(folder).as_posix()
+        if path.suffix.lower() == ".txt" and name not in found.notes:
+            target = media.get(path.relative_to(folder).with_suffix("").as_posix())
+            text = _decode(path.read_bytes())[0].strip()
+            if target is not None and text:
+                found.words[target] = (" ".join(text.split()), f"sidecar {path.name}")
+            found.notes[name] = f"caption of {target}" if target else "text file that belongs to no video"
+    return found
+
+
+def _is_words(path: Path) -> bool:
+    return path.suffix.lower() in TABLES | {".txt"}
+
+
+def _read_table(found: Captions, folder: Path, path: Path, names: set[str]) -> None:
+    name = path.relative_to(folder).as_posix()
+    try:
+        rows, remark = _rows(path)
+    except (ValueError, OSError, pa.ArrowInvalid) as error:
+        found.notes[name] = f"not read as captions: {error}"
+        return
+    taken = missing = empty = 0
+    for row in rows:
+        target = _target(folder, path, row, names)
+        text = next((row[c] for c in TEXT_COLUMNS if isinstance(row.get(c), str) and row[c].strip()), None)
+        if target is None:
+            missing += 1
+        elif text is None:
+            empty += 1
+        elif target not in found.words:
+            found.words[target] = (" ".join(text.split()), f"table {path.name}")
+            taken += 1
+    parts = [f"captions of {taken} files"] + [f"{n} rows {why}" for n, why in ((missing, "name no file here"), (empty, "have no text")) if n]
+    found.notes[name] = ", ".join(parts) + remark if taken or missing or empty else "a table without captions"
+
+
+def _target(folder: Path, table: Path, row: Mapping[str, Any], names: set[str]) -> str | None:
+    """The media file that a row names, inside the footage only."""
+    value = next((row[c] for c in FILE_COLUMNS if isinstance(row.get(c), str) and row[c]), None)
+    if value is None or "\x00" in value:
+        return None
+    base = table.parent.relative_to(folder)
+    for candidate in ((base / value).as_posix(), Path(value).as_posix()):
+        if candidate in names:
+            return candidate
+    return None
+
+
+def _rows(path: Path) -> tuple[list[dict[str, Any]], str]:
+    """Rows of a table, and a remark on how it had to be read."""
+    kind = path.suffix.lower()
+    if kind == ".parquet":
+        return pq.read_table(path).to_pylist(), ""
+    text, remark = _decode(path.read_bytes())
+    if kind == ".jsonl":
+        rows, bad = [], 0
+        for line in text.splitlines():
+            try:
+                value = json.loads(line) if line.strip() else None
+            except json.JSONDecodeError:
+                value, bad = None, bad + 1
+            if isinstance(value, dict):
+                rows.append(value)
+        return rows, remark + (f", {bad} lines are no JSON" if bad else "")
+    if kind == ".json":
+        value = json.loads(text)
+        listed = value if isinstance(value, list) else value.get("data", []) if isinstance(value, dict) else []
+        return [row for row in listed if isinstance(row, dict)], remark
+    head = text.splitlines()[0] if text else ""
+    delimiter = max(",;\t", key=head.count)
+    rows = list(csv.DictReader(io.StringIO(text), delimiter=delimiter))
+    if any(None in row for row in rows):
+        remark += ", some rows have more fields than the header: an unquoted comma cut their captions"
+    return [{k: v for k, v in row.items() if k is not None} for row in rows], remark
+
+
+def _decode(raw: bytes) -> tuple[str, str]:
+    try:
+        return raw.decode("utf-8-sig"), ""
+    except UnicodeDecodeError:
+        return raw.decode("latin-1"), ", read as Latin-1 because it is not UTF-8"
+
+
+def _read_pair_of_lists(found: Captions, folder: Path, names: set[str]) -> None:
+    for videos in sorted(folder.rglob("videos.txt")):
+        prompts = next((p for n in ("prompts.txt", "prompt.txt") if (p := videos.with_name(n)).exists()), None)
+        if prompts is None:
+            continue
+        files, texts = (_decode(p.read_bytes())[0].splitlines() for p in (videos, prompts))
+        for path in (videos, prompts):
+            found.notes[path.relative_to(folder).as_posix()] = "list of videos and prompts"
+        if len(files) != len(texts):
+            note = f"not used: {len(files)} videos but {len(texts)} prompts, so lines do not belong together"
+            found.notes[videos.relative_to(folder).as_posix()] = note
+            continue
+        base = videos.parent.relative_to(folder)
+        for file, text in zip(files, texts, strict=True):
+            target = (base / file.strip()).as_posix()
+            if target in names and text.strip():
+                found.words[target] = (" ".join(text.split()), f"list {prompts.name}")
+
+
+def ask_endpoint(endpoint: CaptionEndpoint, frames: np.ndarray) -> str:
+    """Caption four frames of a clip, uint8 (T, H, W, 3).
+
+    Raises:
+        ReelignError: the endpoint did not answer with words, after three tries.
+    """
+    chosen = frames[np.linspace(0, len(frames) - 1, 4).astype(int)]
+    pictures = [{"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{_jpeg(frame)}"}} for frame in chosen]
+    content = [{"type": "text", "text": endpoint.prompt}, *pictures]
+    body = json.dumps({"model": endpoint.model, "messages": [{"role": "user", "content": content}], "temperature": 0})
+    key = os.environ.get(endpoint.api_key_variable, "")
+    request = urllib.request.Request(
+        endpoint.url.rstrip("/") + "/chat/completions",
+        body.encode(),
+        {"Content-Type": "application/json", "Authorization": f"Bearer {key}"},
+    )
+    problem = ""
+    for _ in range(3):
+        try:
+            with urllib.request.urlopen(request, timeout=endpoint.seconds) as answer:
+                words = json.load(answer)["choices"][0]["message"]["content"]
+            if isinstance(words, str) and words.strip():
+                return " ".join(words.split())
+            problem = "the answer holds no words"
+        except (urllib.error.URLError, OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            problem = str(error)
+    raise ReelignError(f"the caption endpoint {endpoint.url} failed three times: {problem}")
+
+
+def _jpeg(frame: np.ndarray) -> str:
+    _, data = cv2.imencode(".jpg", np.ascontiguousarray(frame[..., ::-1]))
+    return base64.b64encode(data.tobytes()).decode()
