@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from reelign.errors import ReelignError
-from reelign.terminal import bars
+from reelign.terminal import bars, quiet_libraries
 
 app = typer.Typer(
     name="reelign",
@@ -34,7 +33,6 @@ Model = Annotated[str, typer.Argument(help="The word 'miniature', an artifact, a
 
 def main() -> None:
     """Entry point of the `reelign` command."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
         app(standalone_mode=True)
@@ -52,6 +50,7 @@ def run(recipe: RecipePath, overrides: Overrides = None) -> None:
     from reelign.pipeline import run as run_recipe
     from reelign.recipe import load_recipe
 
+    quiet_libraries()
     with bars(console) as progress:
         result = run_recipe(load_recipe(recipe, overrides or []), progress)
     _show_result(result.report, result.summary)
@@ -63,6 +62,7 @@ def sft(recipe: RecipePath, overrides: Overrides = None) -> None:
     from reelign.pipeline import run as run_recipe
     from reelign.recipe import load_recipe
 
+    quiet_libraries()
     loaded = load_recipe(recipe, overrides or [])
     if loaded.sft is None:
         raise ReelignError(f"{recipe} has no `sft:` stage.")
@@ -94,17 +94,22 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="What the clip should show.")],
     out: Annotated[Path, typer.Option(help="The MP4 to write.")] = Path("clip.mp4"),
     seed: Annotated[int, typer.Option(help="Same seed, same clip.")] = 0,
-    steps: Annotated[int | None, typer.Option(help="Steps of the sampler.")] = None,
+    steps: Annotated[int, typer.Option(help="Steps of the sampler.")] = 20,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 turns it off.")] = None,
     frames: Annotated[int | None, typer.Option(help="Frames, 4n + 1.")] = None,
     height: Annotated[int | None, typer.Option(help="Height in pixels.")] = None,
     width: Annotated[int | None, typer.Option(help="Width in pixels.")] = None,
 ) -> None:
-    """Write one clip, for example: reelign generate miniature "a large red circle moving left fast on a white background"."""
+    """Write one clip: reelign generate miniature "a large red circle moving left fast on a white background"."""
     from reelign.inference.generate import generate_clip
+    from reelign.models.load import load_model
+    from reelign.sampling.sample import SampleConfig
 
-    with bars(console) as progress:
-        facts = generate_clip(model, prompt, out, seed, steps, guidance, frames, height, width, progress)
+    quiet_libraries()
+    loaded = load_model(model)
+    scale = loaded.native_size.guidance_scale if guidance is None else guidance
+    sampler = SampleConfig(steps=steps, shift=loaded.scheduler_shift, guidance_scale=scale)
+    facts = generate_clip(loaded, prompt, out, sampler, seed, frames, height, width)
     console.print(f"wrote [bold]{out}[/]: {facts}")
 
 
@@ -120,9 +125,10 @@ def evaluate(
     from reelign.inference.evaluate import evaluate_model
     from reelign.recipe import load_recipe
 
+    quiet_libraries()
     loaded = load_recipe(recipe, overrides or [])
     with bars(console) as progress:
-        tables = evaluate_model(model, against, loaded, out, progress)
+        tables = evaluate_model(model, against, loaded.battery, loaded.sampler, out, progress)
     for title, header, rows in tables:
         _table(title, header, rows)
 
@@ -141,6 +147,7 @@ def doctor(recipe: RecipePath, overrides: Overrides = None) -> None:
     from reelign.doctor import examine
     from reelign.recipe import load_recipe
 
+    quiet_libraries()
     findings = examine(load_recipe(recipe, overrides or []))
     for finding in findings:
         mark = "[green]pass[/]" if finding.passed else "[bold red]FAIL[/]"
@@ -158,6 +165,7 @@ def export(
     """Write an artifact as a plain diffusers folder, or its LoRA as diffusers loads it."""
     from reelign.inference.export import export_model
 
+    quiet_libraries()
     console.print(f"wrote [bold]{export_model(model, out, merge)}[/]")
 
 
@@ -169,6 +177,7 @@ def miniature_train(
     """Train the miniature from nothing: about 6 + 60 + 60 minutes on two cores."""
     from reelign.miniature.train import train
 
+    quiet_libraries()
     with bars(console) as progress:
         model = train(out, parts.split(","), lambda part, n, total, loss: progress(part, n, total, f"loss {loss:.4f}"))
     console.print(f"wrote [bold]{model}[/]")
@@ -183,6 +192,7 @@ def miniature_check(
     """Print what the miniature promises: judges, codec, capacity, base and headroom, each line with its requirement."""
     from reelign.inference.miniature_check import check
 
+    quiet_libraries()
     with bars(console) as progress:
         findings = check(capacity, sft_model, count, progress)
     for title, header, rows in findings.tables:

@@ -29,6 +29,7 @@ from reelign.evaluate.ceilings import miniature_ceilings
 from reelign.evaluate.evaluation import Evaluation
 from reelign.evaluate.gate import Gate, gate
 from reelign.files import write_atomically
+from reelign.models.base import CARD
 from reelign.models.load import load_model
 from reelign.provenance import run_facts
 from reelign.recipe import CurateStage, Recipe, dump_recipe
@@ -178,6 +179,8 @@ class _Run:
                 "fingerprint": key,
                 "gate": {"passed": verdict.passed, "reasons": list(verdict.reasons)},
             }
+            if parent is not None:
+                _sign(Path(artifact), facts, dump_recipe(self.recipe), evaluation)
             write_atomically(marker, json.dumps(facts, indent=2))
         self.world.barrier()
 
@@ -201,6 +204,19 @@ class _Run:
         if self.interrupt.requested:
             raise ReelignError("stopped as asked; the same command goes on from here.")
         self.progress(what, done, total, "")
+
+
+def _sign(artifact: Path, facts: dict[str, Any], recipe: str, evaluation: Evaluation) -> None:
+    """Add lineage, recipe and scores to the artifact's card."""
+    card = artifact / CARD
+    signed = json.loads(card.read_text(encoding="utf-8")) | {
+        "stage": facts["name"],
+        "parent": facts["parent"],
+        "recipe_sha256": hashlib.sha256(recipe.encode()).hexdigest(),
+        "gate": facts["gate"],
+        "scores": evaluation.means(),
+    }
+    write_atomically(card, json.dumps(signed, indent=2))
 
 
 def _fingerprint(parts: dict[str, Any], inputs: list[str], code: ModuleType) -> str:

@@ -28,7 +28,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from reelign.flow.path import interpolate, velocity_target
 from reelign.miniature.build import build_denoiser, build_text_encoder, build_tokenizer, make_pipeline
 from reelign.models.codec import BlockCodec, to_blocks
+from reelign.models.wan import WanModel
 from reelign.miniature.pairs import CLEAN, SCRAPED, PairQuality, pairs
+from reelign.miniature.world import FPS, FRAMES, SIDE
+from reelign.models.base import NativeSize
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[str, int, int, float], None]
@@ -152,7 +155,8 @@ def save_average(network: nn.ModuleDict, average: dict[str, Tensor], codec: Bloc
     with torch.no_grad():
         for name, value in network.named_parameters():
             value.copy_(average[name])
-    make_pipeline(network["denoiser"], network["text_encoder"], codec).save_pretrained(folder)
+    pipeline = make_pipeline(network["denoiser"], network["text_encoder"], codec)
+    WanModel(pipeline, folder.name, NativeSize(FRAMES, SIDE, SIDE, FPS, guidance_scale=3.0)).save(folder)
 
 
 def _flow_matching_loss(

@@ -16,7 +16,7 @@ from torch import nn
 
 from reelign.errors import ReelignError
 from reelign.files import write_atomically
-from reelign.models.base import VideoModel
+from reelign.models.base import CARD, VideoModel
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 NAME = "default"
@@ -110,7 +110,7 @@ def save_lora(model: VideoModel, folder: Path, base: str) -> None:
         metadata[f"{part}_lora_adapter_metadata"] = network.peft_config[NAME].to_dict()
     try:
         type(model.pipeline).save_lora_weights(partial, **layers, **metadata)
-        write_atomically(partial / "card.json", json.dumps({"base": base, "kind": "lora"}, indent=2))
+        write_atomically(partial / CARD, json.dumps({"base": base, "kind": "lora"}, indent=2))
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise ReelignError(f"cannot write the adapter {folder}: {error}. Free some space and run again.") from error

@@ -14,15 +14,19 @@ from torch import Tensor, nn
 Conditions = dict[str, Tensor]
 """The encoded prompts: tensors keyed by name, batch first; opaque to everyone but the adapter of the family."""
 
+CARD = "card.json"
+"""The file of an artifact that says what it is and where it comes from."""
+
 
 @dataclass(frozen=True)
 class NativeSize:
-    """The clip that a checkpoint makes when nobody says otherwise."""
+    """The clip that a checkpoint makes when nobody says otherwise, and the guidance that suits it."""
 
     frames: int
     height: int
     width: int
     fps: float
+    guidance_scale: float = 5.0
 
 
 class VideoModel(ABC):

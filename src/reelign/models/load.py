@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from reelign.errors import ReelignError
 from reelign.models.adapter import load_lora
-from reelign.models.base import NativeSize, VideoModel
+from reelign.models.base import CARD, NativeSize, VideoModel
 from reelign.models.codec import BlockCodec
 from reelign.models.wan import WanModel
 
@@ -22,7 +22,6 @@ MINIATURE = Path(__file__).parents[1] / "miniature" / "assets" / "model"
 FAMILIES = {"WanPipeline": WanModel}
 AUTOENCODERS = (BlockCodec,)
 """Our own component classes: diffusers loads a class from outside itself only when its module has been imported."""
-CARD = "card.json"
 
 
 def load_model(name: str | Path, dtype: str = "float32", device: torch.device | str | None = None) -> VideoModel:
@@ -38,7 +37,7 @@ def load_model(name: str | Path, dtype: str = "float32", device: torch.device | 
         ReelignError: nothing is there, a file is damaged, or the family is not supported.
     """
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    folder = _folder(str(name))
+    folder = model_folder(str(name))
     if folder is not None and (folder / "pytorch_lora_weights.safetensors").exists():
         model = load_model(_card(folder, "base"), dtype, place)
         load_lora(model, folder)
@@ -52,7 +51,7 @@ def load_model(name: str | Path, dtype: str = "float32", device: torch.device | 
     return FAMILIES[type(pipeline).__name__](pipeline, str(name), _native_size(folder))
 
 
-def _folder(name: str) -> Path | None:
+def model_folder(name: str) -> Path | None:
     """The local folder that a name means; None for a hub id."""
     if name == "miniature":
         return MINIATURE
@@ -105,5 +104,4 @@ def _native_size(folder: Path | None) -> NativeSize | None:
     """What the card says of the clips that the model makes; None without a card."""
     if folder is None or not (folder / CARD).exists():
         return None
-    size = _card(folder, "native_size")
-    return NativeSize(**size) if size else None
+    return NativeSize(**_card(folder, "native_size"))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor, nn
 
 from reelign.errors import ReelignError
-from reelign.models.base import Conditions, NativeSize, VideoModel
+from reelign.files import write_atomically
+from reelign.models.base import CARD, Conditions, NativeSize, VideoModel
 
 TEXT_LENGTH = 512
 """Tokens that Wan was trained with; a tokenizer may ask for fewer."""
@@ -156,6 +159,8 @@ class WanModel(VideoModel):
         shutil.rmtree(partial, ignore_errors=True)
         try:
             self.pipeline.save_pretrained(partial)
+            card = {"kind": "full", "native_size": asdict(self.native_size)}
+            write_atomically(partial / CARD, json.dumps(card, indent=2))
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise ReelignError(f"cannot write the model {folder}: {error}. Free some space and run again.") from error
