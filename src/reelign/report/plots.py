@@ -1,64 +1,108 @@
-"""Small SVG drawings that follow the page's colours, in light and in dark mode."""
+"""Where things go in the page's drawings: ticks, positions and lines in percent, drawn by the template in the page's colours.
+
+Percent, so that a drawing is as wide as its place and its words keep their size, on a phone as on a desk.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from markupsafe import Markup, escape
+import numpy as np
+
+MOST_POINTS = 300
+"""A line of more points is drawn through means of neighbours."""
+SMOOTHED = 40
+"""Lines of at least this many points are drawn faintly under their running mean."""
 
 
-def interval_plot(rows: Sequence[tuple[str, dict[str, Any]]], low: float, high: float, zero: float | None = 0.0) -> Markup:
-    """One line a row: a dot at the value and a bar over its interval, on a scale from `low` to `high`."""
-    height, left, width = 34, 92, 420
+@dataclass(frozen=True)
+class Tick:
+    """A labelled place on an axis, in percent from the left or from the top."""
 
-    def place(value: float) -> float:
-        return left + (min(max(value, low), high) - low) / (high - low) * (width - left - 12)
+    at: float
+    text: str
 
-    parts = []
-    if zero is not None:
-        parts.append(f'<line x1="{place(zero):.1f}" x2="{place(zero):.1f}" y1="4" y2="{height * len(rows)}" class="zero"/>')
-    for index, (name, found) in enumerate(rows):
-        y = height * index + height / 2
-        parts.append(f'<text x="0" y="{y + 4:.1f}">{escape(name)}</text>')
-        parts.append(f'<line x1="{place(found["low"]):.1f}" x2="{place(found["high"]):.1f}" y1="{y}" y2="{y}" class="bar"/>')
-        parts.append(f'<circle cx="{place(found["value"]):.1f}" cy="{y}" r="5" class="dot"/>')
-    scale = [low, (low + high) / 2, high]
-    bottom = height * len(rows)
-    for value in scale:
-        anchor = "start" if value == low else "end" if value == high else "middle"
-        parts.append(f'<text x="{place(value):.1f}" y="{bottom + 16}" class="tick" text-anchor="{anchor}">{value:+.2g}</text>')
-    label = "; ".join(f"{name} {found['value']:+.2f}, from {found['low']:+.2f} to {found['high']:+.2f}" for name, found in rows)
-    return Markup(
-        f'<svg class="plot" viewBox="0 0 {width} {bottom + 22}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
+
+@dataclass(frozen=True)
+class Line:
+    """A curve as SVG points in a 100 x 100 box; `raw` is the unsmoothed one, if `points` is smoothed."""
+
+    name: str
+    points: str
+    raw: str
+    first: float
+    last: float
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A drawing of one or more curves over the step."""
+
+    title: str
+    lines: tuple[Line, ...]
+    across: tuple[Tick, ...]
+    up: tuple[Tick, ...]
+
+    @property
+    def words(self) -> str:
+        """The drawing for those who cannot see it."""
+        ends = (f"{line.name} from {line.first:.3g} to {line.last:.3g}" for line in self.lines)
+        return f"{self.title}: {'; '.join(ends)} over {self.across[-1].text} steps"
+
+
+def place(value: float, low: float, high: float) -> float:
+    """Percent of the way from `low` to `high`, inside it."""
+    return round(100 * (min(max(value, low), high) - low) / (high - low), 2)
+
+
+def ticks(low: float, high: float, about: int = 4) -> list[float]:
+    """Round numbers that cover [low, high] with about so many steps of 1, 2 or 5 times a power of ten."""
+    span = (high - low) or abs(high) or 1.0
+    power = 10.0 ** math.floor(math.log10(span / about))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power * about >= span * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(index * step, 12) for index in range(first, max(last, first + 1) + 1)]
+
+
+def panel(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> Panel:
+    """Draw named (step, value) series over common axes; each needs at least two points."""
+    steps = [step for points in series.values() for step, _ in points]
+    values = [value for points in series.values() for _, value in points]
+    up = ticks(min(values), max(values))
+    low, high, start, end = up[0], up[-1], min(steps), max(steps)
+    across = [step for step in ticks(start, end) if start <= step <= end]
+
+    def box(points: Sequence[tuple[float, float]]) -> str:
+        return " ".join(f"{place(x, start, end):g},{100 - place(y, low, high):g}" for x, y in points)
+
+    lines = []
+    for name, points in series.items():
+        shown = _thinned(points)
+        smooth = _smooth(shown) if len(shown) >= SMOOTHED else shown
+        raw = box(shown) if smooth is not shown else ""
+        lines.append(Line(name, box(smooth), raw, points[0][1], points[-1][1]))
+    return Panel(
+        title,
+        tuple(lines),
+        tuple(Tick(place(step, start, end), f"{step:g}") for step in across),
+        tuple(Tick(100 - place(value, low, high), f"{value:g}") for value in up),
     )
 
 
-def curve(points: Sequence[tuple[float, float]], name: str) -> Markup:
-    """A line through (step, value) points, with a smoothed one over it when there are many."""
-    width, height, left, bottom = 420, 170, 52, 24
-    xs, ys = [p[0] for p in points], [p[1] for p in points]
-    x_low, x_high, y_low, y_high = min(xs), max(xs), min(ys), max(ys)
-    x_span, y_span = (x_high - x_low) or 1, (y_high - y_low) or abs(y_high) or 1
+def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    if len(points) <= MOST_POINTS:
+        return list(points)
+    means = [np.mean(part, axis=0) for part in np.array_split(np.asarray(points, np.float64), MOST_POINTS)]
+    return [(float(step), float(value)) for step, value in means]
 
-    def place(x: float, y: float) -> str:
-        return f"{left + (x - x_low) / x_span * (width - left - 8):.1f},{8 + (y_high - y) / y_span * (height - bottom - 16):.1f}"
 
-    lines = [f'<polyline points="{" ".join(place(x, y) for x, y in points)}" class="{"raw" if len(points) > 30 else "line"}"/>']
-    if len(points) > 30:
-        window = max(3, len(points) // 20)
-        smooth = [
-            (xs[i], sum(ys[max(0, i - window) : i + window + 1]) / len(ys[max(0, i - window) : i + window + 1]))
-            for i in range(len(ys))
-        ]
-        lines.append(f'<polyline points="{" ".join(place(x, y) for x, y in smooth)}" class="line"/>')
-    ticks = [
-        f'<text x="{left - 6}" y="16" class="tick" text-anchor="end">{y_high:.3g}</text>',
-        f'<text x="{left - 6}" y="{height - bottom - 4}" class="tick" text-anchor="end">{y_low:.3g}</text>',
-        f'<text x="{left}" y="{height - 6}" class="tick">{x_low:g}</text>',
-        f'<text x="{width - 8}" y="{height - 6}" class="tick" text-anchor="end">step {x_high:g}</text>',
-    ]
-    label = f"{name}: from {ys[0]:.3g} at step {x_low:g} to {ys[-1]:.3g} at step {x_high:g}"
-    return Markup(
-        f'<svg class="plot" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">{"".join(lines + ticks)}</svg>'
-    )
+def _smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Mean over a window of a tenth of the line, narrower at its ends so that it stays centred."""
+    values, half = [value for _, value in points], len(points) // 20
+    found = []
+    for index, (step, _) in enumerate(points):
+        reach = min(half, index, len(points) - 1 - index)
+        found.append((step, float(np.mean(values[index - reach : index + reach + 1]))))
+    return found

@@ -3,113 +3,205 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from reelign.data.manifest import DROPPED, MANIFEST, read_dropped
 from reelign.errors import ReelignError
 from reelign.evaluate.evaluation import Evaluation
-from reelign.evaluate.gsb import compare, retention
-from reelign.evaluate.statistics import Interval, bootstrap_mean
+from reelign.evaluate.gsb import OVERALL, compare, retention, verdicts
+from reelign.evaluate.statistics import bootstrap_mean
 from reelign.train.ledger import Ledger
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage as found on disk; `evaluation` is None when it did not get that far."""
+    """A stage as found on disk.
+
+    Attributes:
+        name: also its folder in the run.
+        folder: `RUN/NAME`.
+        facts: its `stage.json`, empty until the stage is complete.
+        evaluation: what the battery found; None when the stage did not get that far.
+    """
 
     name: str
     folder: Path
     facts: dict[str, Any]
     evaluation: Evaluation | None
 
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        return self.facts.get("title", self.name)
 
-def read_stages(run: Path, facts: dict[str, Any]) -> list[Stage]:
-    """The stages that `run.json` names, in order."""
-    found = []
-    for name in facts["stages"]:
-        folder = run / name
-        marker, judged = folder / "stage.json", folder / "evaluation.json"
-        stage = _read(marker) if marker.exists() else {"name": name, "title": name, "artifact": None, "parent": None}
-        found.append(Stage(name, folder, stage, Evaluation.load(judged) if judged.exists() else None))
-    return found
+
+def read_stages(run: Path) -> list[Stage]:
+    """The stages that `run.json` names, in order; those that have not begun are among them.
+
+    Raises:
+        ReelignError: the folder is no run, or a file of it is damaged.
+    """
+    return [_read_stage(run / name) for name in _run_facts(run)["stages"]]
 
 
 def summarise(run: Path) -> dict[str, Any]:
-    """All numbers of a run.
+    """All numbers of a run, finished or not.
 
     Raises:
-        ReelignError: the folder is no run.
+        ReelignError: the folder is no run, or a file of it is damaged.
     """
-    if not (run / "run.json").exists():
-        raise ReelignError(f"{run} is no run: run.json is missing. A run is made with: reelign run recipes/demo.yaml")
-    facts = _read(run / "run.json")
+    facts, stages = _run_facts(run), read_stages(run)
     ledger = Ledger(run / "ledger.jsonl").read()
-    stages = read_stages(run, facts)
-    by_name = {stage.name: stage for stage in stages}
-    rows = [_stage(stage, by_name, ledger) for stage in stages]
     ceilings = _read(run / "ceilings.json") if (run / "ceilings.json").exists() else {}
-    total = _cost(ledger)
+    by_name = {stage.name: stage for stage in stages}
+    rows = [_stage(stage, by_name.get(stage.facts.get("parent") or ""), ledger) for stage in stages]
+    for row in rows:
+        row["headroom"] = _headroom(row["scores"], rows[0]["scores"], ceilings.get("codec", {}))
+    cost = _cost(ledger)
     return {
         "run": facts,
-        "ceilings": ceilings,
+        "headline": _headline(rows, cost),
         "stages": rows,
-        "cost": total,
+        "ceilings": ceilings,
+        "dataset": _dataset(run / "dataset"),
+        "cost": cost,
         "ledger": ledger,
-        "headline": _headline(rows, total),
     }
 
 
-def _stage(stage: Stage, by_name: dict[str, Stage], ledger: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    found = stage.evaluation
-    parent = by_name.get(stage.facts.get("parent") or "")
+def _run_facts(run: Path) -> dict[str, Any]:
+    if not (run / "run.json").exists():
+        raise ReelignError(f"{run} is no run: run.json is missing. A run is made with: reelign run recipes/demo.yaml")
+    return _read(run / "run.json")
+
+
+def _read_stage(folder: Path) -> Stage:
+    marker, judged = folder / "stage.json", folder / "evaluation.json"
+    facts = _read(marker) if marker.exists() else {}
+    return Stage(folder.name, folder, facts, Evaluation.load(judged) if judged.exists() else None)
+
+
+def _stage(stage: Stage, parent: Stage | None, ledger: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    extra = stage.folder / "extra.json"
     row: dict[str, Any] = {
         "name": stage.name,
-        "title": stage.facts.get("title", stage.name),
+        "title": stage.title,
         "artifact": stage.facts.get("artifact"),
         "parent": stage.facts.get("parent"),
-        "complete": "fingerprint" in stage.facts,
+        "complete": bool(stage.facts),
         "gate": stage.facts.get("gate"),
+        "note": None,
         "scores": {},
+        "attributes": {},
         "gsb": {},
+        "verdicts": {},
         "retention": {},
-        "figures": _figures(stage.folder / "extra.json"),
+        "retention_checks": {},
+        "figures": _read(extra)["figures"] if extra.exists() else [],
         "cost": _cost(entry for entry in ledger if entry["phase"].split("/")[0] == stage.name),
     }
-    if found is not None:
-        prompts = [item.prompt for item in found.items]
-        row["scores"] = {
-            axis: _interval(bootstrap_mean([item.scores[axis] for item in found.items], prompts)) for axis in found.axes
-        }
+    if stage.evaluation is not None:
+        row |= _levels(stage.evaluation)
         if parent is not None and parent.evaluation is not None:
-            row["gsb"] = {axis: _interval(value) for axis, value in compare(parent.evaluation, found).items()}
-            kept = retention(parent.evaluation, found)
-            row["retention"] = {name: value.value if value is not None else None for name, value in kept.items()}
-            row["retention_checks"] = {name: value.n if value is not None else 0 for name, value in kept.items()}
+            try:
+                row |= _comparison(parent.evaluation, stage.evaluation)
+            except ReelignError as error:
+                row["note"] = f"Not compared with {parent.name}: {error}"
     return row
 
 
-def _headline(rows: Sequence[dict[str, Any]], total: dict[str, Any]) -> list[dict[str, str]]:
+def _levels(found: Evaluation) -> dict[str, Any]:
+    """How good a model is by itself: mean score of each axis, and how often each attribute is right."""
+    prompts = [item.prompt for item in found.items]
+    attributes = {}
+    for name in dict.fromkeys(name for item in found.items for name in item.attributes):
+        checked = [item for item in found.items if name in item.attributes]
+        right = [float(item.attributes[name]) for item in checked]
+        attributes[name] = asdict(bootstrap_mean(right, [item.prompt for item in checked]))
+    scores = {axis: asdict(bootstrap_mean([item.scores[axis] for item in found.items], prompts)) for axis in found.axes}
+    return {"scores": scores, "attributes": attributes}
+
+
+def _comparison(parent: Evaluation, child: Evaluation) -> dict[str, Any]:
+    counts = {axis: Counter(found) for axis, found in verdicts(parent, child).items()}
+    kept = retention(parent, child)
+    return {
+        "gsb": {axis: asdict(interval) for axis, interval in compare(parent, child).items()},
+        "verdicts": {axis: {"good": n[1], "same": n[0], "bad": n[-1]} for axis, n in counts.items()},
+        "retention": {name: found.value if found else None for name, found in kept.items()},
+        "retention_checks": {name: found.n if found else 0 for name, found in kept.items()},
+    }
+
+
+def _headroom(scores: dict[str, Any], first: dict[str, Any], ceiling: dict[str, float]) -> dict[str, float]:
+    """Share of the distance from the first stage to the autoencoder's ceiling that is left; axes without any have none."""
+    return {
+        axis: (ceiling[axis] - found["value"]) / (ceiling[axis] - first[axis]["value"])
+        for axis, found in scores.items()
+        if axis in ceiling and axis in first and ceiling[axis] > first[axis]["value"]
+    }
+
+
+def _headline(rows: Sequence[dict[str, Any]], cost: dict[str, Any]) -> list[dict[str, Any]]:
     """The three numbers that matter: how much better, what control was kept, what it cost."""
     judged = [row for row in rows if row["gsb"]]
-    found = []
     if judged:
         last = judged[-1]
-        overall = last["gsb"]["overall"]
-        found.append(
-            {
-                "label": f"{last['title']} against its parent, overall GSB",
-                "text": f"{overall['value']:+.2f} [{overall['low']:+.2f}, {overall['high']:+.2f}]",
-            }
+        parent = next(row["title"] for row in rows if row["name"] == last["parent"])
+        overall = last["gsb"][OVERALL]
+        gain = _number(
+            f"Overall GSB: {last['title']} against {parent}",
+            overall["value"],
+            f"{overall['value']:+.2f}",
+            f"95 % interval {overall['low']:+.2f} to {overall['high']:+.2f}, {overall['n']} pairs",
         )
-        kept = {name: value for name, value in last["retention"].items() if value is not None}
-        if kept:
-            weakest = min(kept, key=lambda name: kept[name])
-            found.append({"label": f"Control kept, weakest attribute ({weakest})", "text": f"{kept[weakest]:.0%}"})
-    minutes = total["seconds"] / 60
-    found.append({"label": "Cost of the whole run", "text": f"{minutes:.1f} min, {total['nfe']:,} network evaluations"})
-    return found
+        control = _kept(last)
+    else:
+        gain = _number(
+            "Overall GSB of the last stage against its parent", None, "not yet", "no stage was compared so far"
+        )
+        control = _number("Control kept", None, "not yet", "no stage was compared so far")
+    time = f"{cost['seconds'] / 60:.1f} min" if cost["seconds"] >= 100 else f"{cost['seconds']:.0f} s"
+    spent = _number("Cost of the whole run", cost["seconds"], time, f"{cost['nfe']:,} network evaluations")
+    return [gain, control, spent]
+
+
+def _kept(row: dict[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in row["retention"].items() if value is not None}
+    if not kept:
+        return _number("Control kept", None, "not judged", "this battery checks no attributes")
+    weakest = min(kept, key=lambda name: kept[name])
+    checks = row["retention_checks"][weakest]
+    label, detail = f"Control kept, weakest attribute: {weakest}", f"of the {checks} checks that the parent passed"
+    return _number(label, kept[weakest], f"{kept[weakest]:.0%}", detail)
+
+
+def _number(label: str, value: float | None, figure: str, detail: str) -> dict[str, Any]:
+    return {"label": label, "value": value, "figure": figure, "detail": detail, "text": f"{figure} ({detail})"}
+
+
+def _dataset(folder: Path) -> dict[str, Any] | None:
+    """Counts of the dataset that the run curated."""
+    if not ((folder / MANIFEST).exists() and (folder / DROPPED).exists()):
+        return None
+    try:
+        kept = pq.read_table(folder / MANIFEST, columns=["seconds", "caption"]).to_pylist()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ReelignError(f"{folder / MANIFEST} is damaged or unreadable: {error}") from error
+    rules = Counter(row["rule"] for row in read_dropped(folder))
+    return {
+        "kept": len(kept),
+        "seconds": round(sum(row["seconds"] for row in kept), 3),
+        "captioned": sum(bool(row["caption"]) for row in kept),
+        "dropped": dict(rules.most_common()),
+    }
 
 
 def _cost(entries: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -122,16 +214,11 @@ def _cost(entries: Iterable[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _interval(found: Interval) -> dict[str, float | int]:
-    return {"value": found.value, "low": found.low, "high": found.high, "n": found.n}
-
-
-def _figures(path: Path) -> list[dict[str, Any]]:
-    return _read(path)["figures"] if path.exists() else []
-
-
-def _read(path: Path) -> Any:
+def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ReelignError(f"{path} is damaged or unreadable: {error}") from error
+    if not isinstance(found, dict):
+        raise ReelignError(f"{path} is damaged: it holds no JSON object.")
+    return found
