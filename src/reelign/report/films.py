@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import av
+from av.error import FFmpegError
 
 from reelign.errors import ReelignError
 from reelign.evaluate.evaluation import Item
 from reelign.report.summary import Stage
 
-MOST_PROMPTS = 8
+MOST_PROMPTS = 12
 MOST_BYTES = 24 * 2**20
 """Videos that a page carries: more would be slow to open, and the clips lie beside it anyway."""
 
@@ -87,7 +88,7 @@ def _format(path: Path) -> tuple[int, int, float, int]:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             return stream.width, stream.height, float(stream.average_rate or 0), stream.frames
-    except (OSError, av.error.FFmpegError, IndexError) as error:
+    except (OSError, FFmpegError, IndexError) as error:
         raise ReelignError(f"cannot read the clip {path}: {error}. Was it damaged? Delete it to go without.") from error
 
 

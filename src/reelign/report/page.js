@@ -1,7 +1,7 @@
 // One clock for all clips. While it runs, each clip plays by itself and is nudged, or moved, when it strays from the clock;
 // while it stands, each clip shows the middle of the clock's frame.
 (() => {
-  const root = document.querySelector(".films");
+  const root = document.getElementById("films");
   if (!root) return;
   const fps = Number(root.dataset.fps), frames = Number(root.dataset.frames), total = frames / fps;
   const videos = [...root.querySelectorAll("video")];

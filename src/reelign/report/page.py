@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ TITLES = {
     "lr": "Learning rate",
     "validation/held_out_loss": "Loss on held-out real clips",
 }
+FIRST = ("loss", "validation/held_out_loss")
+"""The curves that are drawn first."""
 
 
 def build_report(run: Path) -> Path:
@@ -41,7 +44,8 @@ def build_report(run: Path) -> Path:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {"title_of": title_of, "duration": duration, "memory": memory}
+    environment.filters |= {"title_of": title_of, "duration": duration, "memory": memory, "figure": figure}
+    environment.filters["signed"] = lambda value: figure(value, "+.2f")
     html = environment.get_template("page.html.j2").render(
         summary=summary,
         panels={stage.name: panels(stage) for stage in stages},
@@ -57,19 +61,20 @@ def build_report(run: Path) -> Path:
 
 
 def panels(stage: Stage) -> list[Panel]:
-    """One drawing for each tracked number, and one for all validation scores together."""
+    """One drawing for each tracked number, and one for all validation scores; NaN is left out."""
     path = stage.folder / "metrics.jsonl"
     rows = read_metrics(path) if path.exists() else []
     series: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         for name, value in row.items():
-            if name != "step":
+            if name != "step" and math.isfinite(value):
                 series.setdefault(name, []).append((row["step"], value))
-    series = {name: points for name, points in series.items() if len(points) > 1}
+    order = [*FIRST, *(name for name in series if name not in FIRST)]
+    series = {name: series[name] for name in order if len(series.get(name, ())) > 1}
     axes = [name for name in series if name.startswith("validation/") and name not in TITLES]
     validation = {title_of(name.removeprefix("validation/")): series.pop(name) for name in axes}
-    drawn = [panel("Validation scores", validation)] if validation else []
-    return drawn + [panel(title_of(name), {title_of(name): points}) for name, points in series.items()]
+    drawn = [panel(title_of(name), {title_of(name): points}) for name, points in series.items()]
+    return drawn[:1] + ([panel("Validation scores", validation)] if validation else []) + drawn[1:]
 
 
 def phases(ledger: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -92,6 +97,11 @@ def phases(ledger: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def title_of(name: str) -> str:
     """What people call an axis, a metric or an attribute."""
     return TITLES.get(name) or name.replace("_", " ").replace("/", ": ").capitalize()
+
+
+def figure(value: float, form: str = ".4g") -> str:
+    """A number with a real minus sign."""
+    return format(value, form).replace("-", "−")
 
 
 def duration(seconds: float) -> str:

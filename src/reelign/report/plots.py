@@ -1,4 +1,4 @@
-"""Where things go in the page's drawings: ticks, positions and lines in percent, drawn by the template in the page's colours.
+"""Where things go in the page's drawings: ticks, positions and lines, in percent; the template draws them.
 
 Percent, so that a drawing is as wide as its place and its words keep their size, on a phone as on a desk.
 """
@@ -13,8 +13,8 @@ import numpy as np
 
 MOST_POINTS = 300
 """A line of more points is drawn through means of neighbours."""
-SMOOTHED = 40
-"""Lines of at least this many points are drawn faintly under their running mean."""
+RESTLESS = 0.3
+"""A line that turns at more than this share of its points is drawn faintly under its running mean."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,13 @@ class Panel:
     lines: tuple[Line, ...]
     across: tuple[Tick, ...]
     up: tuple[Tick, ...]
+    steps: float
 
     @property
     def words(self) -> str:
         """The drawing for those who cannot see it."""
         ends = (f"{line.name} from {line.first:.3g} to {line.last:.3g}" for line in self.lines)
-        return f"{self.title}: {'; '.join(ends)} over {self.across[-1].text} steps"
+        return f"{self.title}: {'; '.join(ends)} over {self.steps:g} steps"
 
 
 def place(value: float, low: float, high: float) -> float:
@@ -59,11 +60,13 @@ def place(value: float, low: float, high: float) -> float:
 
 def ticks(low: float, high: float, about: int = 4) -> list[float]:
     """Round numbers that cover [low, high] with about so many steps of 1, 2 or 5 times a power of ten."""
-    span = (high - low) or abs(high) or 1.0
+    if low == high:
+        low, high = low - (abs(low) / 2 or 0.5), high + (abs(high) / 2 or 0.5)
+    span = high - low
     power = 10.0 ** math.floor(math.log10(span / about))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power * about >= span * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(index * step, 12) for index in range(first, max(last, first + 1) + 1)]
+    return [index * step for index in range(first, last + 1)]
 
 
 def panel(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> Panel:
@@ -71,8 +74,8 @@ def panel(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> Pa
     steps = [step for points in series.values() for step, _ in points]
     values = [value for points in series.values() for _, value in points]
     up = ticks(min(values), max(values))
-    low, high, start, end = up[0], up[-1], min(steps), max(steps)
-    across = [step for step in ticks(start, end) if start <= step <= end]
+    low, high, start, end = up[0], up[-1], 0.0, max(*steps, 1.0)
+    across = [step for step in ticks(start, end) if step <= end and step == round(step)]
 
     def box(points: Sequence[tuple[float, float]]) -> str:
         return " ".join(f"{place(x, start, end):g},{100 - place(y, low, high):g}" for x, y in points)
@@ -80,14 +83,15 @@ def panel(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> Pa
     lines = []
     for name, points in series.items():
         shown = _thinned(points)
-        smooth = _smooth(shown) if len(shown) >= SMOOTHED else shown
-        raw = box(shown) if smooth is not shown else ""
-        lines.append(Line(name, box(smooth), raw, points[0][1], points[-1][1]))
+        restless = _restless(shown)
+        smooth = box(_smooth(shown)) if restless else box(shown)
+        lines.append(Line(name, smooth, box(shown) if restless else "", points[0][1], points[-1][1]))
     return Panel(
         title,
         tuple(lines),
         tuple(Tick(place(step, start, end), f"{step:g}") for step in across),
         tuple(Tick(100 - place(value, low, high), f"{value:g}") for value in up),
+        end,
     )
 
 
@@ -98,11 +102,13 @@ def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
     return [(float(step), float(value)) for step, value in means]
 
 
+def _restless(points: Sequence[tuple[float, float]]) -> bool:
+    turns = np.diff(np.sign(np.diff([value for _, value in points])))
+    return len(points) >= 40 and float(np.mean(turns != 0)) > RESTLESS
+
+
 def _smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Mean over a window of a tenth of the line, narrower at its ends so that it stays centred."""
-    values, half = [value for _, value in points], len(points) // 20
-    found = []
-    for index, (step, _) in enumerate(points):
-        reach = min(half, index, len(points) - 1 - index)
-        found.append((step, float(np.mean(values[index - reach : index + reach + 1]))))
-    return found
+    """Mean over a window of a tenth of the line."""
+    values, half = np.asarray([value for _, value in points]), max(1, len(points) // 20)
+    means = [float(values[max(0, index - half) : index + half + 1].mean()) for index in range(len(values))]
+    return [(step, mean) for (step, _), mean in zip(points, means, strict=True)]

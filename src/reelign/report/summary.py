@@ -141,7 +141,7 @@ def _comparison(parent: Evaluation, child: Evaluation) -> dict[str, Any]:
 
 
 def _headroom(scores: dict[str, Any], first: dict[str, Any], ceiling: dict[str, float]) -> dict[str, float]:
-    """Share of the distance from the first stage to the autoencoder's ceiling that is left; axes without any have none."""
+    """Share of the way from the first stage to the autoencoder's ceiling that is left, where there was any."""
     return {
         axis: (ceiling[axis] - found["value"]) / (ceiling[axis] - first[axis]["value"])
         for axis, found in scores.items()

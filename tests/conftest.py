@@ -1,0 +1,24 @@
+"""Browser tests need the distribution's Chromium: without it they are left out, in one line, unless required."""
+
+import os
+import shutil
+
+import pytest
+
+LEFT_OUT = pytest.StashKey[int]()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    browser = [item for item in items if item.get_closest_marker("browser")]
+    if not browser or shutil.which("chromium"):
+        return
+    if os.environ.get("REELIGN_REQUIRE_BROWSER") == "1":
+        raise pytest.UsageError("REELIGN_REQUIRE_BROWSER=1, but there is no chromium on the PATH: apt install chromium")
+    items[:] = [item for item in items if item not in browser]
+    config.hook.pytest_deselected(items=browser)
+    config.stash[LEFT_OUT] = len(browser)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if count := config.stash.get(LEFT_OUT, 0):
+        terminalreporter.write_line(f"left out {count} browser tests: no chromium on the PATH (apt install chromium)")

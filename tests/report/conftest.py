@@ -1,0 +1,107 @@
+"""A complete small run on disk, whose numbers can be worked out by hand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from reelign.data.clip import write_clip
+from reelign.data.manifest import DROPPED, DROPPED_COLUMNS, KEPT_COLUMNS, MANIFEST, write_table
+from reelign.evaluate.evaluation import Evaluation, Item
+
+FPS, FRAMES, SIDE = 8.0, 17, 32
+PROMPTS = {"a": "a red square moving right", "b": "two <b>bold</b> & 'odd' words", "c": "a ring", "d": "a blue circle"}
+SCORES = {
+    "base": dict.fromkeys("abcd", (0.5, 0.4, 0.2)),
+    "sft": {"a": (0.5, 0.6, 0.5), "b": (0.75, 0.6, 0.1), "c": (0.5, 0.42, 0.5), "d": (0.25, 0.6, 0.5)},
+}
+LEDGER = (
+    ("curate", 5, 0, 3, 50, True),
+    ("base/evaluate", 13, 160, 4, 100, True),
+    ("sft/train", 30, 600, 600, 2 * 2**30, False),
+    ("sft/train", 60, 1200, 1200, 3 * 2**30, True),
+    ("sft/evaluate", 12, 160, 4, 100, True),
+)
+COLUMNS = ("phase", "seconds", "nfe", "clips", "peak_memory_bytes", "completed")
+COLOUR = {"base": "aaab", "sft": "abaa"}  # "a": right
+
+
+def shape_frames(colour: tuple[int, int, int]) -> np.ndarray:
+    """A 6-pixel square whose left edge is at pixel 1 + frame: what is on screen tells which frame it is."""
+    frames = np.full((FRAMES, SIDE, SIDE, 3), 20, np.uint8)
+    for index in range(FRAMES):
+        frames[index, 12:18, 1 + index : 7 + index] = colour
+    return frames
+
+
+def write(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def evaluation(stage: str) -> Evaluation:
+    items = []
+    for index, name in enumerate("abcd"):
+        text, visual, motion = SCORES[stage][name]
+        scores = {"text": text, "visual": visual, "motion": motion}
+        attributes = {"colour": COLOUR[stage][index] == "a", "shape": stage == "sft"}
+        clip = f"samples/{name}.mp4" if name != "d" else None
+        items.append(Item(name, PROMPTS[name], 0, scores, attributes, clip))
+    return Evaluation({"fps": FPS}, ("text", "visual", "motion"), tuple(items), nfe=160)
+
+
+def write_stage(run: Path, name: str, title: str, parent: str | None, colour: tuple[int, int, int]) -> None:
+    folder = run / name
+    for item in "abc":
+        write_clip(folder / "samples" / f"{item}.mp4", shape_frames(colour), FPS)
+    evaluation(name).save(folder / "evaluation.json")
+    facts = {"name": name, "title": title, "artifact": f"runs/example/{name}/model", "parent": parent}
+    write(folder / "stage.json", facts | {"gate": {"passed": True, "reasons": []}})
+
+
+def write_dataset(folder: Path) -> None:
+    folder.mkdir()
+    kept = [{"id": str(i), "path": f"clips/{i}.mp4", "caption": "words" if i else "", "seconds": 1.5} for i in range(3)]
+    dropped = [{"source": "x.mp4", "rule": rule} for rule in ("blur", "blur", "not_a_video")]
+    write_table(folder / MANIFEST, kept, KEPT_COLUMNS)
+    write_table(folder / DROPPED, dropped, DROPPED_COLUMNS)
+    (folder / "audit.html").write_text("<!doctype html>", encoding="utf-8")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "example"
+    facts = {
+        "name": "example",
+        "created": "2026-11-01T12:00:00+00:00",
+        "seed": 7,
+        "command": "reelign run recipes/example.yaml",
+        "recipe": "runs/example/recipe.yaml",
+        "stages": ["base", "sft"],
+        "versions": {"reelign": "0.1.0", "python": "3.11.7", "torch": "2.13.0", "diffusers": "0.42.1"},
+        "hardware": {"cpus": 2, "machine": "x86_64", "system": "Linux"},
+        "git": "0123456789ab",
+    }
+    write(folder / "run.json", facts)
+    write(folder / "ceilings.json", {"clean": {"text": 1, "visual": 1, "motion": 1}, "codec": {"visual": 0.8}})
+    write_stage(folder, "base", "Base model", None, (200, 60, 60))
+    write_stage(folder, "sft", "Fine-tuned", "base", (60, 60, 220))
+    rows = [{"step": step, "loss": 1 / (1 + step) + 0.05 * (step % 2), "lr": 1e-4} for step in range(1, 101)]
+    rows += [{"step": step, "validation/text": step / 200, "validation/visual": 0.3} for step in (0, 50, 100)]
+    (folder / "sft" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    figure = {
+        "label": "Loss on held-out real clips, after",
+        "value": 0.25,
+        "low": 0.2,
+        "high": 0.3,
+        "unit": "",
+        "note": "",
+    }
+    codec = {"label": "The autoencoder alone", "value": 31.5, "low": None, "high": None, "unit": "dB", "note": "PSNR"}
+    write(folder / "sft" / "extra.json", {"figures": [figure, codec]})
+    lines = [json.dumps({"tokens": 0, **dict(zip(COLUMNS, row, strict=True))}) for row in LEDGER]
+    (folder / "ledger.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_dataset(folder / "dataset")
+    return folder

@@ -1,0 +1,122 @@
+"""`summary.json` holds the numbers that its inputs imply, and says what is missing."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from reelign.errors import ReelignError
+from reelign.evaluate.evaluation import Evaluation
+from reelign.report.summary import summarise
+
+
+def test_gsb_against_the_parent_is_counted_pair_by_pair(run: Path) -> None:
+    # Pair by pair, text: same, good, same, bad; visual: good, good, same (0.02), good; motion: good, bad, good, good;
+    # the means of the three axes: all good.
+    sft = summarise(run)["stages"][1]
+    assert {axis: found["value"] for axis, found in sft["gsb"].items()} == {
+        "text": 0.0,
+        "visual": 0.75,
+        "motion": 0.5,
+        "overall": 1.0,
+    }
+    assert sft["verdicts"]["text"] == {"good": 1, "same": 2, "bad": 1}
+    assert all(found["n"] == 4 and found["low"] <= found["value"] <= found["high"] for found in sft["gsb"].values())
+
+
+def test_scores_are_means_with_intervals(run: Path) -> None:
+    base, sft = summarise(run)["stages"]
+    assert base["scores"]["visual"] == {"value": 0.4, "low": 0.4, "high": 0.4, "n": 4}
+    assert sft["scores"]["visual"]["value"] == pytest.approx(0.555)
+    assert sft["scores"]["visual"]["low"] < 0.555 < sft["scores"]["visual"]["high"]
+    assert base["attributes"]["colour"]["value"] == 0.75
+
+
+def test_retention_is_the_share_of_passed_checks_that_still_pass(run: Path) -> None:
+    sft = summarise(run)["stages"][1]
+    assert sft["retention"] == {"colour": 2 / 3, "shape": None}
+    assert sft["retention_checks"] == {"colour": 3, "shape": 0}
+
+
+def test_cost_is_the_sum_of_the_ledger_and_an_interrupted_phase_counts(run: Path) -> None:
+    found = summarise(run)
+    assert found["stages"][1]["cost"] == {"seconds": 102, "nfe": 1960, "clips": 1804, "peak_memory_bytes": 3 * 2**30}
+    assert found["stages"][0]["cost"]["nfe"] == 160
+    assert found["cost"]["seconds"] == 120
+    assert len(found["ledger"]) == 5
+
+
+def test_headroom_is_what_is_left_of_the_way_to_the_codecs_ceiling(run: Path) -> None:
+    base, sft = summarise(run)["stages"]
+    assert sft["headroom"] == pytest.approx({"visual": (0.8 - 0.555) / (0.8 - 0.4)})
+    assert base["headroom"] == {"visual": 1.0}
+
+
+def test_the_headline_is_the_gain_the_control_and_the_cost(run: Path) -> None:
+    gain, control, cost = summarise(run)["headline"]
+    assert gain["value"] == 1.0
+    assert gain["figure"] == "+1.00"
+    assert control["label"].endswith("colour") and control["figure"] == "67%"
+    assert cost["text"] == "2.0 min (2,120 network evaluations)"
+
+
+def test_the_dataset_is_counted_from_its_tables(run: Path) -> None:
+    assert summarise(run)["dataset"] == {
+        "kept": 3,
+        "seconds": 4.5,
+        "captioned": 2,
+        "dropped": {"blur": 2, "not_a_video": 1},
+    }
+
+
+def test_run_facts_are_passed_on(run: Path) -> None:
+    assert summarise(run)["run"] == json.loads((run / "run.json").read_text(encoding="utf-8"))
+
+
+def test_a_stage_that_has_not_begun_is_listed_as_not_complete(run: Path) -> None:
+    shutil.rmtree(run / "sft")
+    found = summarise(run)
+    assert [stage["complete"] for stage in found["stages"]] == [True, False]
+    assert found["stages"][1]["scores"] == found["stages"][1]["gsb"] == {}
+    assert [number["figure"] for number in found["headline"][:2]] == ["not yet", "not yet"]
+
+
+def test_a_run_that_has_only_just_begun_has_a_summary(run: Path) -> None:
+    for name in ("base", "sft", "dataset"):
+        shutil.rmtree(run / name)
+    for name in ("ledger.jsonl", "ceilings.json"):
+        (run / name).unlink()
+    found = summarise(run)
+    assert found["cost"] == {"seconds": 0, "nfe": 0, "clips": 0, "peak_memory_bytes": 0}
+    assert found["dataset"] is None
+
+
+def test_evaluations_of_different_batteries_are_not_compared_and_the_reason_is_given(run: Path) -> None:
+    path = run / "sft" / "evaluation.json"
+    found = Evaluation.load(path)
+    Evaluation(found.battery, found.axes, found.items[:2]).save(path)
+    sft = summarise(run)["stages"][1]
+    assert sft["gsb"] == {} and sft["retention"] == {}
+    assert "Not compared with base" in sft["note"] and "only 2 share" in sft["note"]
+
+
+def test_a_battery_without_attributes_has_no_control_to_keep(run: Path) -> None:
+    for name in ("base", "sft"):
+        path = run / name / "evaluation.json"
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw["items"] = [item | {"attributes": {}} for item in raw["items"]]
+        path.write_text(json.dumps(raw), encoding="utf-8")
+    assert summarise(run)["headline"][1]["figure"] == "not judged"
+
+
+@pytest.mark.parametrize("name", ["run.json", "sft/stage.json", "sft/evaluation.json", "dataset/manifest.parquet"])
+def test_a_damaged_file_is_an_error_that_names_it(run: Path, name: str) -> None:
+    (run / name).write_text("[", encoding="utf-8")
+    with pytest.raises(ReelignError, match=Path(name).name):
+        summarise(run)
+
+
+def test_a_folder_that_is_no_run_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ReelignError, match=r"is no run: run\.json is missing"):
+        summarise(tmp_path)
