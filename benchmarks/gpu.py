@@ -2,11 +2,11 @@
 
     python benchmarks/gpu.py --out benchmarks/results/gpu.json
 
-Measures the SFT step (forward, backward, AdamW with fp32 master weights) and one guided sampling step at 33 x 240 x 416 and
-81 x 480 x 832: seconds (median), tokens a second, peak memory and MFU against the matmul rate that this device reaches.
-Each setting runs with gradient checkpointing and regional compilation on and off; a setting that does not fit is recorded
-as such. The FLOP count holds the matrix products and attention of the network once forward and twice backward;
-recomputation is not useful work and does not count.
+Measures the SFT step (forward, backward, AdamW with fp32 master weights) and one guided sampling step at 33 x 240 x
+416 and 81 x 480 x 832: seconds (median), tokens a second, peak memory and MFU against the matmul rate that this
+device reaches. Each setting runs with gradient checkpointing and regional compilation on and off; a setting that does
+not fit is recorded as such. The FLOP count holds the matrix products and attention of the network once forward and
+twice backward; recomputation is not useful work and does not count.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import platform
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -76,10 +77,14 @@ def main() -> None:
     for name, size in sizes.items():
         for checkpointing in (True, False):
             for compiled in (False, True) if not arguments.tiny else (False,):
-                rows.append(measure(Row("sft step", name, checkpointing, compiled), config, size, device, peak, arguments.steps))
+                rows.append(
+                    measure(Row("sft step", name, checkpointing, compiled), config, size, device, peak, arguments.steps)
+                )
                 write(arguments.out, rows, device, peak, config)
         for compiled in (False, True) if not arguments.tiny else (False,):
-            rows.append(measure(Row("sampling step", name, False, compiled), config, size, device, peak, arguments.steps))
+            rows.append(
+                measure(Row("sampling step", name, False, compiled), config, size, device, peak, arguments.steps)
+            )
             write(arguments.out, rows, device, peak, config)
 
 
@@ -114,7 +119,7 @@ def measure(row: Row, config: dict, size: tuple[int, int, int], device: torch.de
     return row
 
 
-def sft_job(network: WanTransformer3DModel, size: tuple[int, int, int], device: torch.device):
+def sft_job(network: WanTransformer3DModel, size: tuple[int, int, int], device: torch.device) -> Callable[[], None]:
     """One optimiser step of flow matching on one clip, as `stages/sft.py` does it."""
     network.train()
     optimizer = Optimizer(network.named_parameters(), OptimConfig(lr=1e-5), total_steps=10_000)
@@ -132,7 +137,9 @@ def sft_job(network: WanTransformer3DModel, size: tuple[int, int, int], device: 
     return step
 
 
-def sampling_job(network: WanTransformer3DModel, size: tuple[int, int, int], device: torch.device):
+def sampling_job(
+    network: WanTransformer3DModel, size: tuple[int, int, int], device: torch.device
+) -> Callable[[], None]:
     """One guided Euler step: two network evaluations."""
     network.eval()
     latents, text = inputs(network, size, device)
@@ -142,20 +149,25 @@ def sampling_job(network: WanTransformer3DModel, size: tuple[int, int, int], dev
     def step() -> None:
         for _ in range(2):
             network(
-                hidden_states=latents.to(torch.bfloat16), timestep=1000 * sigma, encoder_hidden_states=text, return_dict=False
+                hidden_states=latents.to(torch.bfloat16),
+                timestep=1000 * sigma,
+                encoder_hidden_states=text,
+                return_dict=False,
             )
 
     return step
 
 
-def inputs(network: WanTransformer3DModel, size: tuple[int, int, int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def inputs(
+    network: WanTransformer3DModel, size: tuple[int, int, int], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Random latents of Wan 2.1's autoencoder and random text embeddings."""
     frames, height, width = size
     latents = torch.randn(1, 16, (frames - 1) // 4 + 1, height // 8, width // 8, device=device)
     return latents, torch.randn(1, TEXT_TOKENS, network.config.text_dim, device=device, dtype=torch.bfloat16)
 
 
-def timed(job, device: torch.device, steps: int) -> float:
+def timed(job: Callable[[], object], device: torch.device, steps: int) -> float:
     """Median seconds of a step after two that are not counted."""
     seconds = []
     for index in range(steps + 2):

@@ -26,7 +26,9 @@ app.add_typer(miniature_app, name="miniature")
 console = Console()
 errors = Console(stderr=True)
 
-Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides such as [cyan]sft.steps=200[/] or [cyan]seed=1[/].")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Overrides such as [cyan]sft.steps=200[/] or [cyan]seed=1[/].")
+]
 RecipePath = Annotated[Path, typer.Argument(help="A recipe, for example recipes/demo.yaml.")]
 Model = Annotated[str, typer.Argument(help="The word 'miniature', an artifact, a diffusers folder or a hub id.")]
 
@@ -116,7 +118,9 @@ def generate(
 @app.command()
 def evaluate(
     model: Model,
-    recipe: Annotated[Path, typer.Option(help="Recipe whose battery and sampler are used.")] = Path("recipes/demo.yaml"),
+    recipe: Annotated[Path, typer.Option(help="Recipe whose battery and sampler are used.")] = Path(
+        "recipes/demo.yaml"
+    ),
     against: Annotated[str | None, typer.Option(help="A second model: GSB of MODEL against it.")] = None,
     out: Annotated[Path, typer.Option(help="Where evaluations and clips are written.")] = Path("evaluation"),
     overrides: Overrides = None,

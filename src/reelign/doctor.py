@@ -86,7 +86,9 @@ def _device(recipe: Recipe) -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}, bf16 supported."
     if recipe.dtype == "bfloat16":
-        raise ReelignError("there is no CUDA device, and bfloat16 training on a CPU is slow and coarse; set dtype=float32.")
+        raise ReelignError(
+            "there is no CUDA device, and bfloat16 training on a CPU is slow and coarse; set dtype=float32."
+        )
     return f"no CUDA device; {os.cpu_count()} CPU cores."
 
 
@@ -112,7 +114,9 @@ def _sampler(recipe: Recipe, model: VideoModel) -> str:
             f"validation, evaluation and samples share one grid: {sampler.steps} {sampler.solver} steps, shift "
             f"{sampler.shift:g}. The checkpoint ships shift {shipped:g}: make sure that the difference is meant."
         )
-    return f"validation, evaluation and samples share one grid: {sampler.steps} {sampler.solver} steps, shift {shipped:g}."
+    return (
+        f"validation, evaluation and samples share one grid: {sampler.steps} {sampler.solver} steps, shift {shipped:g}."
+    )
 
 
 def _dataset(recipe: Recipe, model: VideoModel, source: DatasetSource, index: int) -> str:
@@ -121,12 +125,16 @@ def _dataset(recipe: Recipe, model: VideoModel, source: DatasetSource, index: in
         model.latent_shape(chosen.frames, chosen.height, chosen.width)
     if source.path is None:
         if recipe.curate is None:
-            raise ReelignError(f"sft.data.{index}.path is not given and the recipe has no `curate:` stage to make a dataset.")
+            raise ReelignError(
+                f"sft.data.{index}.path is not given and the recipe has no `curate:` stage to make a dataset."
+            )
         return "the dataset that this run curates; every bucket fits the autoencoder."
     rows = read_manifest(source.path)
     missing = verify_clips(source.path, rows)
     if missing:
-        raise ReelignError(f"{source.path}: {len(missing)} clips are gone or changed, first {missing[0]}; curate again.")
+        raise ReelignError(
+            f"{source.path}: {len(missing)} clips are gone or changed, first {missing[0]}; curate again."
+        )
     without = sum(not row.get("caption") for row in rows)
     caption = f"{without} of them without a caption" if without else "all captioned"
     return f"{len(rows)} clips, {caption}; every bucket fits the autoencoder."
@@ -136,9 +144,11 @@ def _batch(config: SftConfig) -> str:
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if config.batch_size % (ranks * config.accumulate):
         raise ReelignError(
-            f"sft.batch_size={config.batch_size} does not divide over {ranks} ranks x sft.accumulate={config.accumulate}."
+            f"sft.batch_size={config.batch_size} does not divide over {ranks} ranks x "
+            f"sft.accumulate={config.accumulate}."
         )
-    return f"{config.batch_size} = {ranks} ranks x {config.accumulate} passes x {config.batch_size // ranks // config.accumulate}."
+    share = config.batch_size // ranks // config.accumulate
+    return f"{config.batch_size} = {ranks} ranks x {config.accumulate} passes x {share}."
 
 
 def _memory(recipe: Recipe, config: SftConfig, model: VideoModel) -> str:
@@ -153,8 +163,8 @@ def _memory(recipe: Recipe, config: SftConfig, model: VideoModel) -> str:
     need = (every * width + states) / ranks + activations
     have = _free_memory()
     sentence = (
-        f"about {need / GIB:.1f} GiB a rank: {every * width / ranks / GIB:.1f} weights, {states / ranks / GIB:.1f} training "
-        f"state, {activations / GIB:.1f} activations; {have / GIB:.1f} GiB free."
+        f"about {need / GIB:.1f} GiB a rank: {every * width / ranks / GIB:.1f} weights, {states / ranks / GIB:.1f} "
+        f"training state, {activations / GIB:.1f} activations; {have / GIB:.1f} GiB free."
     )
     if need > have:
         raise ReelignError(
@@ -182,7 +192,7 @@ def _tokens(recipe: Recipe, model: VideoModel) -> int:
 
 
 def _activation_bytes(model: VideoModel, width: int, checkpointing: bool) -> float:
-    """Bytes a token keeps for the backward pass: about 34 values of the model's width a block, one with checkpointing."""
+    """Bytes a token keeps for the backward pass: about 34 values of the width a block, one with checkpointing."""
     network = next(iter(model.denoisers().values()))
     values = network.config.num_attention_heads * network.config.attention_head_dim
     blocks = network.config.num_layers

@@ -1,4 +1,5 @@
-"""A run: stages in order, each skipped when it is already complete, each judged against its parent, all costs written down.
+"""A run: stages in order, each skipped when it is already complete, each judged against its parent, all costs written
+down.
 
 ```
 RUN/recipe.yaml  run.json  ledger.jsonl  ceilings.json  dataset/  base/  sft/  summary.json  report/index.html
@@ -105,7 +106,9 @@ class _Run:
             marker = dataset / "stage.json"
             if not _complete(marker, key):
                 with self.ledger.phase("curate") as cost:
-                    result = curate(footage, dataset, stage.config, lambda done, total: self._tell("curate", done, total))
+                    result = curate(
+                        footage, dataset, stage.config, lambda done, total: self._tell("curate", done, total)
+                    )
                     cost.clips = result.kept
                 write_atomically(marker, json.dumps({"name": "curate", "fingerprint": key}))
         self.world.barrier()

@@ -1,8 +1,8 @@
 """A recipe: one strict YAML that says everything about a run.
 
-It composes the config classes that live beside their code. Unknown keys are errors that name the key's path and the nearest
-valid key; `key.path=value` overrides on the command line are read as YAML. The resolved recipe is written into the run and
-replays it.
+It composes the config classes that live beside their code. Unknown keys are errors that name the key's path and the
+nearest valid key; `key.path=value` overrides on the command line are read as YAML. The resolved recipe is written
+into the run and replays it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from reelign.evaluate.battery import BatteryConfig
 from reelign.sampling.sample import SampleConfig
 from reelign.stages.sft import SftConfig
 
-
 Config = TypeVar("Config", bound=BaseModel)
 
 
@@ -41,7 +40,9 @@ class Recipe(BaseModel):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run: its folder under `runs`.")
     seed: int = Field(default=0, ge=0, description="Every random number of the run follows from it.")
     model: str = Field(description="'miniature', a diffusers folder, a finished artifact or a hub id.")
-    dtype: str = Field(default="float32", pattern="^(float32|bfloat16)$", description="Type of weights and activations.")
+    dtype: str = Field(
+        default="float32", pattern="^(float32|bfloat16)$", description="Type of weights and activations."
+    )
     runs: Path = Field(default=Path("runs"), description="Folder that holds all runs.")
     sampler: SampleConfig = Field(
         default_factory=SampleConfig, description="The deployment sampler: validation, evaluation and samples use it."

@@ -20,7 +20,7 @@ MEASURES_PER_SECOND = 6.0
 
 
 def analyse(path: str) -> dict[str, Any]:
-    """Facts of a file as JSON-able values: `probe`, `shots` (with measures and hashes) and `problem`, the decoder's words."""
+    """Facts of a file as JSON-able values: `probe`, `shots` (measured, hashed) and `problem`, the decoder's words."""
     detector, stamps = ShotDetector(), []
     measured: list[tuple[int, FrameMeasures]] = []
     duplicates, problem, size = 0, None, (0, 0)
@@ -35,7 +35,9 @@ def analyse(path: str) -> dict[str, Any]:
             tiny_size = tiny_size or (tiny.shape[1], tiny.shape[0])
             tiny = tiny if (tiny.shape[1], tiny.shape[0]) == tiny_size else cv2.resize(tiny, tiny_size)
             detector.feed(tiny)
-            duplicates += previous is not None and previous.shape == image.shape and bool(np.array_equal(previous, image))
+            duplicates += (
+                previous is not None and previous.shape == image.shape and bool(np.array_equal(previous, image))
+            )
             previous = image
             if earlier is None or picture.seconds - earlier[1] >= 1 / MEASURES_PER_SECOND - 1e-3:
                 before, seconds = earlier if earlier is not None else (None, picture.seconds)
@@ -82,9 +84,7 @@ def _full_size(path: str) -> tuple[int, int]:
     return picture.image.shape[0], picture.image.shape[1]
 
 
-def _describe(
-    shot: Shot, stamps: list[float], measured: list[tuple[int, FrameMeasures]], fps: float
-) -> dict[str, Any]:
+def _describe(shot: Shot, stamps: list[float], measured: list[tuple[int, FrameMeasures]], fps: float) -> dict[str, Any]:
     inside = [found for number, found in measured if shot.start <= number < shot.end]
     last = stamps[shot.end] if shot.end < len(stamps) else stamps[-1] + 1 / fps
     return {

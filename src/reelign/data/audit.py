@@ -20,7 +20,9 @@ SHOWN = 60
 """Thumbnails on the page; the tables hold every clip."""
 
 
-def write_audit(dataset: Path, kept: Sequence[Mapping[str, Any]], dropped: Sequence[Mapping[str, Any]], files: int) -> None:
+def write_audit(
+    dataset: Path, kept: Sequence[Mapping[str, Any]], dropped: Sequence[Mapping[str, Any]], files: int
+) -> None:
     """Write `audit.html` into the dataset; self-contained, the same rows give the same page."""
     page = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template("audit.html.j2")
     cards = [dict(row) | {"thumbnail": _thumbnail(dataset / str(row["path"]))} for row in kept[:SHOWN]]

@@ -1,7 +1,7 @@
 """Buckets: the sizes that clips are trained at, and the plan that says which clip goes where and how.
 
-Nothing is dropped or re-timed in silence: every clip of a dataset has a row in the plan, with its bucket, the frames that
-are taken and how they are fitted, or the reason why no bucket takes it.
+Nothing is dropped or re-timed in silence: every clip of a dataset has a row in the plan, with its bucket, the frames
+that are taken and how they are fitted, or the reason why no bucket takes it.
 """
 
 from __future__ import annotations
@@ -95,7 +95,9 @@ def plan_buckets(
         fitting = [bucket for bucket in buckets if bucket.frames <= available]
         if not fitting:
             least = min(bucket.frames for bucket in buckets)
-            refused.append((str(row["id"]), f"gives {available} frames at {rate:.4g} a second, the shortest bucket needs {least}"))
+            refused.append(
+                (str(row["id"]), f"gives {available} frames at {rate:.4g} a second, the shortest bucket needs {least}")
+            )
             continue
         shape = math.log(int(row["width"]) / int(row["height"]))
         bucket = min(fitting, key=lambda b: (round(abs(math.log(b.width / b.height) - shape), 6), -b.frames, -b.height))

@@ -1,7 +1,7 @@
 """Captions that come with footage, and captions asked of a vision model.
 
-Layouts that people own are all read: `x.mp4` + `x.txt`; `metadata.csv|jsonl|json|parquet` or any such table beside the media
-with a column for the file and one for the words; `prompts.txt` + `videos.txt`.
+Layouts that people own are all read: `x.mp4` + `x.txt`; `metadata.csv|jsonl|json|parquet` or any such table beside
+the media with a column for the file and one for the words; `prompts.txt` + `videos.txt`.
 """
 
 from __future__ import annotations
@@ -100,7 +100,9 @@ def _read_table(found: Captions, folder: Path, path: Path, names: set[str]) -> N
         elif target not in found.words:
             found.words[target] = (" ".join(text.split()), f"table {path.name}")
             taken += 1
-    parts = [f"captions of {taken} files"] + [f"{n} rows {why}" for n, why in ((missing, "name no file here"), (empty, "have no text")) if n]
+    parts = [f"captions of {taken} files"] + [
+        f"{n} rows {why}" for n, why in ((missing, "name no file here"), (empty, "have no text")) if n
+    ]
     found.notes[name] = ", ".join(parts) + remark if taken or missing or empty else "a table without captions"
 
 
@@ -177,7 +179,9 @@ def ask_endpoint(endpoint: CaptionEndpoint, frames: np.ndarray) -> str:
         ReelignError: the endpoint did not answer with words, after three tries.
     """
     chosen = frames[np.linspace(0, len(frames) - 1, 4).astype(int)]
-    pictures = [{"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{_jpeg(frame)}"}} for frame in chosen]
+    pictures = [
+        {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{_jpeg(frame)}"}} for frame in chosen
+    ]
     content = [{"type": "text", "text": endpoint.prompt}, *pictures]
     body = json.dumps({"model": endpoint.model, "messages": [{"role": "user", "content": content}], "temperature": 0})
     key = os.environ.get(endpoint.api_key_variable, "")

@@ -2,8 +2,8 @@
 
     probe -> shots -> measures -> gates -> near-duplicates -> percentiles in motion cells -> captions -> clips
 
-Every input file ends in `manifest.parquet` (through the clips that were kept) or in `dropped.parquet`. What was found about
-a file is kept under `.cache`, so that an interrupted curation goes on; no input is ever modified.
+Every input file ends in `manifest.parquet` (through the clips that were kept) or in `dropped.parquet`. What was found
+about a file is kept under `.cache`, so that an interrupted curation goes on; no input is ever modified.
 """
 
 from __future__ import annotations
@@ -34,15 +34,18 @@ Row = dict[str, Any]
 ANALYSIS_VERSION = 1
 """Raise this when `analyse` finds something else in the same file: cached findings are then made again."""
 VIDEO_SUFFIXES = frozenset(
-    ".mp4 .mov .mkv .webm .avi .m4v .ts .mts .mpg .mpeg .flv .wmv .asf .gif .3gp .ogv .h264 .h265 .y4m".split()
+    ".mp4 .mov .mkv .webm .avi .m4v .ts .mts .mpg .mpeg .flv .wmv .asf .gif .3gp .ogv .h264 .h265 .y4m".split()  # noqa: SIM905
 )
+OTHER_SUFFIXES = frozenset(".md .html .pdf .zip .tar .py .yaml .jpg .jpeg .png .wav .mp3".split())  # noqa: SIM905
 
 
 class CurateConfig(BaseModel):
     """Rules of a curation."""
 
     model_config = ConfigDict(extra="forbid")
-    trim_seconds: float = Field(default=0.3, ge=0, description="Taken off both ends of a shot that borders another one.")
+    trim_seconds: float = Field(
+        default=0.3, ge=0, description="Taken off both ends of a shot that borders another one."
+    )
     longest_side: int = Field(default=1280, ge=16, description="Clips are written at most this large.")
     workers: int = Field(default=0, ge=0, description="Processes; 0 is one for each core.")
     seconds_per_file: float = Field(default=300.0, gt=0, description="Time limit for decoding one file.")
@@ -104,7 +107,7 @@ class _Curation:
         name = self._name(path)
         if name in captions.notes:
             self.drop(name, Drop("not a video", path.suffix, "", captions.notes[name]))
-        elif path.suffix.lower() in {".md", ".html", ".pdf", ".zip", ".tar", ".py", ".yaml", ".jpg", ".jpeg", ".png", ".wav", ".mp3"}:
+        elif path.suffix.lower() in OTHER_SUFFIXES:
             self.drop(name, Drop("not a video", path.suffix, "", f"{path.suffix} files are not footage"))
         else:
             return True
@@ -140,8 +143,11 @@ class _Curation:
                 continue
             if facts["problem"]:
                 # A damaged stretch is no reason to lose the rest, but it must not go unsaid.
-                words = f"decoding ended after {probe['frames']} of {probe['declared_frames'] or '?'} frames: {facts['problem']}"
-                self.drop(name, Drop("damaged", str(probe["frames"]), str(probe["declared_frames"]), words), probe["seconds"])
+                declared = probe["declared_frames"] or "?"
+                words = f"decoding ended after {probe['frames']} of {declared} frames: {facts['problem']}"
+                self.drop(
+                    name, Drop("damaged", str(probe["frames"]), str(probe["declared_frames"]), words), probe["seconds"]
+                )
             if not facts["shots"]:
                 self.drop(name, Drop("no picture", "0", "", "every frame is black"))
             for number, shot in enumerate(facts["shots"]):
@@ -150,7 +156,10 @@ class _Curation:
                 if drop is not None:
                     self.drop(name, drop, trimmed["start"], trimmed["end"])
                 else:
-                    passed.append(trimmed | {"source": name, "path": path, "probe": probe, "pixels": probe["height"] * probe["width"]})
+                    passed.append(
+                        trimmed
+                        | {"source": name, "path": path, "probe": probe, "pixels": probe["height"] * probe["width"]}
+                    )
         return passed
 
     def _trim(self, shot: Row, number: int, facts: Row) -> Row:
@@ -168,7 +177,10 @@ class _Curation:
         for index, twin in repeated.items():
             other = shots[twin]
             reason = f"looks like {other['source']} from {other['start']:.1f} s, which is larger or longer"
-            self.drop_shot(shots[index], Drop("near-duplicate", other["source"], f"{self.config.select.duplicate_distance} bits", reason))
+            self.drop_shot(
+                shots[index],
+                Drop("near-duplicate", other["source"], f"{self.config.select.duplicate_distance} bits", reason),
+            )
         unique = [shot for index, shot in enumerate(shots) if index not in repeated]
         cells = motion_cells([shot["measures"]["motion"] for shot in unique])
         poor = blurriest([shot["measures"]["sharpness"] for shot in unique], cells, self.config.select)

@@ -1,7 +1,8 @@
 """Encoded clips and captions, kept on disk so that an autoencoder or text encoder runs once for each.
 
-A latent is keyed by the clip's SHA-256, the autoencoder's weights and the window; a text embedding by the caption and the
-text encoder's weights. An entry that no longer matches its key is never found; one whose file is damaged is made again.
+A latent is keyed by the clip's SHA-256, the autoencoder's weights and the window; a text embedding by the caption and
+the text encoder's weights. An entry that no longer matches its key is never found; one whose file is damaged is made
+again.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class LatentCache:
         self.autoencoder = weights_digest(model.pipeline.vae)
         self.text_encoder = weights_digest(model.pipeline.text_encoder)
 
-    def encode(self, dataset: Path, windows: Sequence[Window], progress: Progress | None = None) -> list[tuple[Tensor, Conditions]]:
+    def encode(
+        self, dataset: Path, windows: Sequence[Window], progress: Progress | None = None
+    ) -> list[tuple[Tensor, Conditions]]:
         """Latents (C, F, h, w) and conditions (without batch dimension) of every window.
 
         Raises:
@@ -106,7 +109,9 @@ def read_window(dataset: Path, window: Window) -> np.ndarray:
         raise ReelignError(f"{path} is not the clip that was curated (its SHA-256 differs). Run reelign curate again.")
     frames = read_clip(path).frames
     if max(window.indices) >= len(frames):
-        raise ReelignError(f"{path} has {len(frames)} frames, its manifest says {window.row['frames']}. Run reelign curate again.")
+        raise ReelignError(
+            f"{path} has {len(frames)} frames, its manifest says {window.row['frames']}. Run reelign curate again."
+        )
     bucket: Bucket = window.bucket
     return fit_frames(frames[list(window.indices)], bucket.height, bucket.width)
 

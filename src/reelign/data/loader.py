@@ -1,7 +1,8 @@
 """Batches: stateful, deterministic, the same global order for any number of ranks.
 
-An epoch is a shuffle that follows from (seed, epoch). Each global batch holds one bucket; rank r of n takes the r-th part
-of it, so n ranks see together exactly what one rank would. A bucket's last batch is filled up from the bucket's beginning.
+An epoch is a shuffle that follows from (seed, epoch). Each global batch holds one bucket; rank r of n takes the r-th
+part of it, so n ranks see together exactly what one rank would. A bucket's last batch is filled up from the bucket's
+beginning.
 """
 
 from __future__ import annotations

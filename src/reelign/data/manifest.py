@@ -1,4 +1,4 @@
-"""A dataset on disk: clips, one row for each in `manifest.parquet`, and one in `dropped.parquet` for all that was left out."""
+"""A dataset on disk: clips, a row for each in `manifest.parquet`, and one in `dropped.parquet` for all left out."""
 
 from __future__ import annotations
 
@@ -71,10 +71,14 @@ def read_manifest(dataset: Path) -> list[dict[str, Any]]:
     """
     path = dataset / MANIFEST
     if not path.exists():
-        raise ReelignError(f"{dataset} is no dataset: {MANIFEST} is missing. Make one with: reelign curate FOOTAGE --out {dataset}")
+        raise ReelignError(
+            f"{dataset} is no dataset: {MANIFEST} is missing. Make one with: reelign curate FOOTAGE --out {dataset}"
+        )
     rows = _read(path)
     if not rows:
-        raise ReelignError(f"the dataset {dataset} is empty: every clip was dropped. {dataset / 'audit.html'} says why.")
+        raise ReelignError(
+            f"the dataset {dataset} is empty: every clip was dropped. {dataset / 'audit.html'} says why."
+        )
     return rows
 
 

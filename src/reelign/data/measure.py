@@ -1,15 +1,12 @@
 """Measures of frames and shots that need no trained weights; all on frames of at most 256 pixels.
 
-| measure | unit | how |
-|---|---|---|
-| sharpness | [0, 1] | 98th percentile of the luma gradient; a clean edge between black and white is about 1 |
-| noise | [0, 1] | robust spread of the Laplacian residual (Immerkaer 1996), which edges hardly touch |
-| exposure | [0, 1] | share of pixels that are neither crushed nor blown out |
-| colourfulness | about 0 to 1 | Hasler and Suesstrunk 2003, over 100 |
-| motion | diagonals a second | 90th percentile of Farneback flow |
-| flicker | [0, 1] | spread of the change of mean luma between frames |
-| black_bars | [0, 1] | share of the picture that stays black at its borders through the shot |
-| text | [0, 1] | share of the picture under dense, straight, unmoving rows of small strong edges: burnt-in captions and stamps |
+| measure | unit | how | |---|---|---| | sharpness | [0, 1] | 98th percentile of the luma gradient; a clean edge
+between black and white is about 1 | | noise | [0, 1] | robust spread of the Laplacian residual (Immerkaer 1996),
+which edges hardly touch | | exposure | [0, 1] | share of pixels that are neither crushed nor blown out | |
+colourfulness | about 0 to 1 | Hasler and Suesstrunk 2003, over 100 | | motion | diagonals a second | 90th percentile
+of Farneback flow | | flicker | [0, 1] | spread of the change of mean luma between frames | | black_bars | [0, 1] |
+share of the picture that stays black at its borders through the shot | | text | [0, 1] | share of the picture under
+dense, straight, unmoving rows of small strong edges: burnt-in captions and stamps |
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a video file really holds: decoded truth, not what its header says.
 
-Frames come upright (rotation applied), with square pixels and their time stamps. Damaged files raise from the decoder; this
-runs in a worker process with a time limit, because some damaged files make a decoder hang.
+Frames come upright (rotation applied), with square pixels and their time stamps. Damaged files raise from the
+decoder; this runs in a worker process with a time limit, because some damaged files make a decoder hang.
 """
 
 from __future__ import annotations

@@ -37,7 +37,11 @@ def read_prompts(path: Path) -> list[ListedPrompt]:
     except UnicodeDecodeError as error:
         raise ReelignError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
     texts = [" ".join(text.split()) for text in _texts(path, content)]
-    prompts = {text: ListedPrompt(hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:12], text) for text in texts if text}
+    prompts = {
+        text: ListedPrompt(hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:12], text)
+        for text in texts
+        if text
+    }
     if not prompts:
         raise ReelignError(f"{path} holds no prompt.")
     return list(prompts.values())

@@ -1,7 +1,7 @@
 """Which shots are kept: hard gates, near-duplicates, percentiles inside motion cells.
 
-Visual quality and motion are negatively correlated in footage: one threshold for all would keep what stands still. Shots are
-therefore compared with shots of like motion, and gated hard only on what is plainly unusable.
+Visual quality and motion are negatively correlated in footage: one threshold for all would keep what stands still.
+Shots are therefore compared with shots of like motion, and gated hard only on what is plainly unusable.
 """
 
 from __future__ import annotations
@@ -23,13 +23,23 @@ class SelectConfig(BaseModel):
     min_frames: int = Field(default=9, ge=1, description="Fewest frames of a shot after trimming.")
     min_side: int = Field(default=48, ge=1, description="Shortest side in pixels.")
     min_fps: float = Field(default=4.0, ge=0, description="Lowest frame rate.")
-    max_duplicate_frames: float = Field(default=0.8, ge=0, le=1, description="Largest share of repeated frames in the file.")
-    max_black_bars: float = Field(default=0.35, ge=0, le=1, description="Largest share of the picture under black bars.")
+    max_duplicate_frames: float = Field(
+        default=0.8, ge=0, le=1, description="Largest share of repeated frames in the file."
+    )
+    max_black_bars: float = Field(
+        default=0.35, ge=0, le=1, description="Largest share of the picture under black bars."
+    )
     max_text: float = Field(default=0.5, ge=0, le=1, description="Largest share of the picture under burnt-in text.")
-    min_exposure: float = Field(default=0.3, ge=0, le=1, description="Smallest share of pixels neither black nor blown out.")
+    min_exposure: float = Field(
+        default=0.3, ge=0, le=1, description="Smallest share of pixels neither black nor blown out."
+    )
     max_noise: float = Field(default=0.12, ge=0, le=1, description="Strongest noise.")
-    duplicate_distance: int = Field(default=10, ge=0, le=64, description="Bits of 64 in which near-duplicates may differ.")
-    drop_blurriest: float = Field(default=0.1, ge=0, lt=1, description="Share of each motion cell that is dropped as least sharp.")
+    duplicate_distance: int = Field(
+        default=10, ge=0, le=64, description="Bits of 64 in which near-duplicates may differ."
+    )
+    drop_blurriest: float = Field(
+        default=0.1, ge=0, lt=1, description="Share of each motion cell that is dropped as least sharp."
+    )
     least_cell: int = Field(default=8, ge=2, description="Cells with fewer shots are not cut by percentile.")
 
 
@@ -56,7 +66,13 @@ def gate_shot(shot: dict[str, Any], probe: dict[str, Any], rules: SelectConfig) 
     side = min(probe["height"], probe["width"])
     checks = [
         (side < rules.min_side, "too small", side, rules.min_side, "the picture is too small"),
-        (probe["fps"] < rules.min_fps, "frame rate", round(probe["fps"], 3), rules.min_fps, "too few frames a second to show motion"),
+        (
+            probe["fps"] < rules.min_fps,
+            "frame rate",
+            round(probe["fps"], 3),
+            rules.min_fps,
+            "too few frames a second to show motion",
+        ),
         (
             probe["duplicate_frames"] > rules.max_duplicate_frames,
             "repeated frames",
@@ -69,9 +85,27 @@ def gate_shot(shot: dict[str, Any], probe: dict[str, Any], rules: SelectConfig) 
     if found is None:
         return Drop("not measured", "0", "1", "no frame of the shot could be measured")
     checks += [
-        (found["exposure"] < rules.min_exposure, "exposure", found["exposure"], rules.min_exposure, "mostly black or blown out"),
-        (found["black_bars"] > rules.max_black_bars, "black bars", found["black_bars"], rules.max_black_bars, "black bars cover too much"),
-        (found["text"] > rules.max_text, "burnt-in text", found["text"], rules.max_text, "text or logos cover too much"),
+        (
+            found["exposure"] < rules.min_exposure,
+            "exposure",
+            found["exposure"],
+            rules.min_exposure,
+            "mostly black or blown out",
+        ),
+        (
+            found["black_bars"] > rules.max_black_bars,
+            "black bars",
+            found["black_bars"],
+            rules.max_black_bars,
+            "black bars cover too much",
+        ),
+        (
+            found["text"] > rules.max_text,
+            "burnt-in text",
+            found["text"],
+            rules.max_text,
+            "text or logos cover too much",
+        ),
         (found["noise"] > rules.max_noise, "noise", found["noise"], rules.max_noise, "too noisy"),
     ]
     for failed, rule, value, threshold, reason in checks:
@@ -81,8 +115,11 @@ def gate_shot(shot: dict[str, Any], probe: dict[str, Any], rules: SelectConfig) 
 
 
 def find_duplicates(shots: Sequence[dict[str, Any]], distance: int) -> dict[int, int]:
-    """Which shots repeat another one: index -> index of the one that is kept (larger, then longer, then first by name)."""
-    order = sorted(range(len(shots)), key=lambda i: (-shots[i]["pixels"], -shots[i]["frames"], shots[i]["source"], shots[i]["start"]))
+    """Which shots repeat another: index -> index of the one that is kept (larger, then longer, then first by name)."""
+    order = sorted(
+        range(len(shots)),
+        key=lambda i: (-shots[i]["pixels"], -shots[i]["frames"], shots[i]["source"], shots[i]["start"]),
+    )
     kept: list[int] = []
     found: dict[int, int] = {}
     hashes = [np.array([int(h, 16) for h in shot["hashes"]], np.uint64) for shot in shots]

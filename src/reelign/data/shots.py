@@ -6,6 +6,7 @@ Frames are handed over one at a time, so that a film of any length needs no more
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -60,7 +61,7 @@ class ShotDetector:
             excluded[start:end] = True
         borders = sorted({0, count} | cuts)
         found: list[Shot] = []
-        for low, high in zip(borders[:-1], borders[1:], strict=True):
+        for low, high in pairwise(borders):
             run: int | None = None
             for index in range(low, high + 1):
                 inside = index < high and not excluded[index]
@@ -77,7 +78,7 @@ class ShotDetector:
         return float(np.sqrt(before * after).sum()) < HARD
 
     def _dissolves(self, fps: float, dark: np.ndarray, cuts: set[int]) -> list[tuple[int, int]]:
-        """Stretches over which the picture slowly becomes another one, without a cut and without passing through black."""
+        """Stretches over which the picture slowly becomes another, without a cut and without passing through black."""
         half = max(3, round(SPAN * fps))
         if len(self._histograms) < 2 * half + 2:
             return []

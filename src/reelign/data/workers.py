@@ -1,7 +1,7 @@
 """A pool of processes in which one task can hang or crash without taking anything else along.
 
-Some damaged files make a decoder hang or die. Each worker has a pipe and a deadline; a worker that misses it is killed and
-replaced, and its task is answered with a failure.
+Some damaged files make a decoder hang or die. Each worker has a pipe and a deadline; a worker that misses it is
+killed and replaced, and its task is answered with a failure.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ def run_tasks(
                     continue
                 index = worker.task
                 assert index is not None
-                result = _receive(worker) if worker.pipe in ready else Failure(f"took longer than {seconds:g} s to decode")
+                result = (
+                    _receive(worker) if worker.pipe in ready else Failure(f"took longer than {seconds:g} s to decode")
+                )
                 worker.task = None
                 if isinstance(result, Failure):
                     pool[pool.index(worker)] = _replace(context, function, worker)

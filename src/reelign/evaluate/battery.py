@@ -19,7 +19,8 @@ from reelign.data.prompts import read_prompts
 from reelign.evaluate.evaluation import Evaluation, Item
 from reelign.evaluate.metrics import measure_clip
 from reelign.miniature.captions import full_prompt, user_prompt
-from reelign.miniature.judge import AXES, judge
+from reelign.miniature.judge import judge
+from reelign.miniature.judgement import AXES
 from reelign.miniature.world import FPS, FRAMES, SIDE, Scene, scenes
 from reelign.models.base import VideoModel
 from reelign.sampling.noise import initial_noise
@@ -121,7 +122,9 @@ def run_battery(
         if progress is not None:
             progress(len(items), len(todo))
     axes = AXES if config.judge == "miniature" else tuple(items[0].scores)
-    return Evaluation(battery={**config.model_dump(mode="json"), "split": split}, axes=axes, items=tuple(items), nfe=nfe)
+    return Evaluation(
+        battery={**config.model_dump(mode="json"), "split": split}, axes=axes, items=tuple(items), nfe=nfe
+    )
 
 
 def generate_batch(

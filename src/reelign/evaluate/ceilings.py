@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from reelign.evaluate.battery import BatteryConfig, tasks
-from reelign.miniature.judge import AXES, judge
+from reelign.miniature.judge import judge
+from reelign.miniature.judgement import AXES
 from reelign.miniature.render import render
 from reelign.models.base import VideoModel
 

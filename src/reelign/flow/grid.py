@@ -1,7 +1,8 @@
 """Grids of noise levels for sampling, and densities of noise levels for training.
 
-`sigma` is the share of noise, in [0, 1]; `x_sigma = (1 - sigma) x0 + sigma eps`. A grid runs from 1 (noise) to 0 (data).
-The static shift `sigma <- m sigma / (1 + (m - 1) sigma)` moves a grid towards noise (arXiv 2403.03206, section 5.3.2).
+`sigma` is the share of noise, in [0, 1]; `x_sigma = (1 - sigma) x0 + sigma eps`. A grid runs from 1 (noise) to 0
+(data). The static shift `sigma <- m sigma / (1 + (m - 1) sigma)` moves a grid towards noise (arXiv 2403.03206,
+section 5.3.2).
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ def shift_sigma(sigma: Level, shift: float) -> Level:
 def sample_sigma(count: int, density: Density, shift: float, generator: torch.Generator) -> Tensor:
     """Noise levels to train on, float32 (count,), in (0, 1).
 
-    "logit_normal" draws sigmoid(N(0, 1)) (arXiv 2403.03206, section 3.1). "logit_normal_weight" draws uniformly and leaves
-    the shape to `density_weight` (found more stable in arXiv 2510.22200). The shift is applied to the drawn levels.
+    "logit_normal" draws sigmoid(N(0, 1)) (arXiv 2403.03206, section 3.1). "logit_normal_weight" draws uniformly and
+    leaves the shape to `density_weight` (found more stable in arXiv 2510.22200). The shift acts on the drawn levels.
     """
     if density == "logit_normal":
         drawn = torch.sigmoid(torch.randn(count, generator=generator))

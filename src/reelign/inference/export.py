@@ -13,8 +13,9 @@ from reelign.models.load import load_model, model_folder
 def export_model(name: str, out: Path, merge: bool = True) -> Path:
     """Write `name` to `out`, which must not exist.
 
-    A full model, and with `merge` also a LoRA on its base, becomes a diffusers folder for `WanPipeline.from_pretrained`.
-    Without `merge` a LoRA artifact is copied as it is, for `WanPipeline.load_lora_weights`.
+    A full model, and with `merge` also a LoRA on its base, becomes a diffusers folder for
+    `WanPipeline.from_pretrained`. Without `merge` a LoRA artifact is copied as it is, for
+    `WanPipeline.load_lora_weights`.
 
     Raises:
         ReelignError: `out` exists, or the model cannot be loaded.

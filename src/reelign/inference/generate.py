@@ -42,4 +42,6 @@ def generate_clip(
     video = video_model.decode(sampled.latents)[0].cpu().numpy()
     write_clip(out, video, size.fps)
     seconds = time.perf_counter() - started
-    return f"{frames} frames of {width} x {height} at {size.fps:g} fps, {sampled.nfe} network evaluations, {seconds:.1f} s"
+    return (
+        f"{frames} frames of {width} x {height} at {size.fps:g} fps, {sampled.nfe} network evaluations, {seconds:.1f} s"
+    )

@@ -15,7 +15,8 @@ from reelign.evaluate.ceilings import miniature_ceilings
 from reelign.evaluate.evaluation import Evaluation
 from reelign.inference.evaluate import TextTable
 from reelign.miniature.check_judges import judge_report
-from reelign.miniature.judge import AXES, judge
+from reelign.miniature.judge import judge
+from reelign.miniature.judgement import AXES
 from reelign.miniature.render import render
 from reelign.miniature.world import ATTRIBUTES
 from reelign.models.base import VideoModel
@@ -58,13 +59,17 @@ def check(capacity: Path | None, sft: str | None, count: int, progress: Progress
     rows = {
         "base, guidance 3": _run("base", base, battery, GUIDED, progress),
         "base, no guidance": _run("base, no guidance", base, battery, PLAIN, progress),
-        "base, users' prompts": _run("base, users", base, battery.model_copy(update={"style": "user"}), GUIDED, progress),
+        "base, users' prompts": _run(
+            "base, users", base, battery.model_copy(update={"style": "user"}), GUIDED, progress
+        ),
     }
     _base(found, rows)
     if sft is not None:
         model = load_model(sft)
         rows["SFT, guidance 3"] = _run("SFT", model, battery, GUIDED, progress)
-        rows["SFT, users' prompts"] = _run("SFT, users", model, battery.model_copy(update={"style": "user"}), GUIDED, progress)
+        rows["SFT, users' prompts"] = _run(
+            "SFT, users", model, battery.model_copy(update={"style": "user"}), GUIDED, progress
+        )
     if capacity is not None:
         rows["clean data only"] = _run("capacity", load_model(str(capacity)), battery, GUIDED, progress)
         _capacity(found, rows["clean data only"])
@@ -132,13 +137,16 @@ def _headroom(found: Check, rows: dict[str, Evaluation], ceiling: dict[str, floa
     for label, before, after, axis in pairs:
         base, sft, top = rows[before].means()[axis], rows[after].means()[axis], ceiling[axis]
         left = (top - sft) / max(top - base, 1e-6)
-        found.require(left >= 1 / 3, f"headroom after SFT on {label}: {left:.0%} of {top - base:.3f} is left (>= a third)")
+        found.require(
+            left >= 1 / 3, f"headroom after SFT on {label}: {left:.0%} of {top - base:.3f} is left (>= a third)"
+        )
 
 
 def _scores_table(found: Check, rows: dict[str, Evaluation], ceilings: dict[str, dict[str, float]]) -> None:
     header = ["", *AXES, *ATTRIBUTES]
     table = [
-        [name, *(f"{scores[axis]:.3f}" for axis in AXES), *("" for _ in ATTRIBUTES)] for name, scores in ceilings.items()
+        [name, *(f"{scores[axis]:.3f}" for axis in AXES), *("" for _ in ATTRIBUTES)]
+        for name, scores in ceilings.items()
     ]
     for name, evaluation in rows.items():
         means, accuracy = evaluation.means(), attribute_accuracy(evaluation)

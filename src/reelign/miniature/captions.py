@@ -85,9 +85,7 @@ def full_prompt(scene: Scene, generator: np.random.Generator | None = None) -> P
 
 def user_prompt(scene: Scene, generator: np.random.Generator) -> Prompt:
     """A short prompt as users type them: synonyms, free order, attributes left out."""
-    stated = [
-        name for name in stated_in_full(scene) if name in IDENTIFYING or generator.random() < (0.35)
-    ]
+    stated = [name for name in stated_in_full(scene) if name in IDENTIFYING or generator.random() < (0.35)]
     words = {name: _user_words(name, scene, generator) for name in stated}
     thing = " ".join(words[name] for name in ("size", "colour", "shape") if name in words)
     move = " ".join(words[name] for name in ("motion", "speed") if name in words)

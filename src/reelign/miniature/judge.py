@@ -18,37 +18,15 @@ from functools import cache
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from reelign.miniature.judgement import Judgement
 from reelign.miniature.render import coverage
 from reelign.miniature.tracks import fit_law
 from reelign.miniature.world import ATTRIBUTES, BACKGROUNDS, COLOURS, RADII, SHAPES, SIDE, Scene
 
-AXES = ("text", "visual", "motion")
 BLURS = (0.0, 0.3, 0.6, 0.9, 1.2, 1.6, 2.0)
 TEMPLATE_RADII = np.arange(3.4, 9.7, 0.3)
 PATCH = 12
 """Half the side, in pixels, of the window around the object."""
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """Scores of one video against one scene.
-
-    Attributes:
-        text, visual, motion: in [0, 1].
-        attributes: for each stated attribute, whether the video shows it.
-        details: the sub-scores behind visual and motion, each in [0, 1].
-    """
-
-    text: float
-    visual: float
-    motion: float
-    attributes: dict[str, bool]
-    details: dict[str, float]
-
-    @property
-    def scores(self) -> dict[str, float]:
-        """The three axes by name."""
-        return {"text": self.text, "visual": self.visual, "motion": self.motion}
 
 
 def judge(frames: np.ndarray, scene: Scene, stated: Sequence[str] = ATTRIBUTES) -> Judgement:

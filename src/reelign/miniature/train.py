@@ -4,7 +4,8 @@ Three parts, each seeded, checkpointed every few minutes and resumed by the same
 
 * the codec, on clean and defective clips;
 * the base denoiser with its text encoder, on scraped-like pairs (`pairs.SCRAPED`);
-* the capacity check: the same architecture on clean pairs only, which is not shipped as a model. It proves that what the
+* the capacity check: the same architecture on clean pairs only, which is not shipped as a model. It proves that what
+the
   base does badly is due to its data.
 
 The rates are from measurements at this size: Muon for the matrices inside the blocks, AdamW for the rest.
@@ -27,11 +28,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reelign.flow.path import interpolate, velocity_target
 from reelign.miniature.build import build_denoiser, build_text_encoder, build_tokenizer, make_pipeline
-from reelign.models.codec import BlockCodec, to_blocks
-from reelign.models.wan import WanModel
 from reelign.miniature.pairs import CLEAN, SCRAPED, PairQuality, pairs
 from reelign.miniature.world import FPS, FRAMES, SIDE
 from reelign.models.base import NativeSize
+from reelign.models.codec import BlockCodec, to_blocks
+from reelign.models.wan import WanModel
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[str, int, int, float], None]

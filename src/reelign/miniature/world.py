@@ -22,7 +22,11 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "purple": (166, 52, 204),
     "cyan": (40, 204, 214),
 }
-BACKGROUNDS: dict[str, tuple[int, int, int]] = {"black": (14, 14, 16), "grey": (118, 120, 124), "white": (242, 242, 238)}
+BACKGROUNDS: dict[str, tuple[int, int, int]] = {
+    "black": (14, 14, 16),
+    "grey": (118, 120, 124),
+    "white": (242, 242, 238),
+}
 RADII: dict[str, float] = {"small": 4.9, "large": 7.6}
 """Half the height of the object, in pixels."""
 SHAPES = ("circle", "square", "triangle", "ring", "cross")

@@ -71,9 +71,13 @@ def attach_lora(model: VideoModel, settings: LoraSettings) -> Coverage:
         for _, parameter in adapted:
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
-        expected = 2 * sum(name.startswith(f"{_part(model, network)}.") for n in coverage.modules.values() for name in n)
+        expected = 2 * sum(
+            name.startswith(f"{_part(model, network)}.") for n in coverage.modules.values() for name in n
+        )
         if len(adapted) != expected:
-            raise ReelignError(f"LoRA: {expected // 2} modules were targeted, but {len(adapted) // 2} carry an adapter.")
+            raise ReelignError(
+                f"LoRA: {expected // 2} modules were targeted, but {len(adapted) // 2} carry an adapter."
+            )
     return coverage
 
 
@@ -89,7 +93,9 @@ def _covered(model: VideoModel, targets: list[str]) -> Coverage:
         if not names:
             endings = sorted({".".join(name.split(".")[-depth:]) for name in linear for depth in (1, 2, 3)})
             near = difflib.get_close_matches(target, endings, n=4, cutoff=0.3)
-            raise ReelignError(f"lora.targets: {target!r} matches no linear layer. Near names: {', '.join(near) or endings}.")
+            raise ReelignError(
+                f"lora.targets: {target!r} matches no linear layer. Near names: {', '.join(near) or endings}."
+            )
     return Coverage(found)
 
 

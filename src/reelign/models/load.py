@@ -28,7 +28,8 @@ def load_model(name: str | Path, dtype: str = "float32", device: torch.device | 
     """Load a model; a LoRA artifact loads its base first and the adapter on top.
 
     Args:
-        name: 'miniature', an artifact of a run (its folder, or the stage folder that holds `model/`), a diffusers folder
+        name: 'miniature', an artifact of a run (its folder, or the stage folder that holds `model/`), a diffusers
+        folder
             or a hub id.
         dtype: "float32" or "bfloat16" for text encoder and denoisers; the autoencoder always computes in float32.
         device: where to put it; by default the CUDA device when there is one.
@@ -60,11 +61,13 @@ def model_folder(name: str) -> Path | None:
         if (candidate / "model_index.json").exists() or (candidate / "pytorch_lora_weights.safetensors").exists():
             return candidate
     if path.exists():
-        raise ReelignError(f"{name} is no model: it holds neither model_index.json nor pytorch_lora_weights.safetensors.")
+        raise ReelignError(
+            f"{name} is no model: it holds neither model_index.json nor pytorch_lora_weights.safetensors."
+        )
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ReelignError(
-            f"there is no model {name!r}. Give the word 'miniature', an artifact of a run such as runs/demo/sft/model, a "
-            "diffusers folder or a hub id such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers."
+            f"there is no model {name!r}. Give the word 'miniature', an artifact of a run such as runs/demo/sft/model, "
+            "a diffusers folder or a hub id such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers."
         )
     return None
 
@@ -77,7 +80,9 @@ def _load_pipeline(source: Path | str, dtype: torch.dtype) -> WanPipeline:
             raise ReelignError(f"{source} is a {family}; supported pipelines: {', '.join(sorted(FAMILIES))}.")
         return WanPipeline.from_pretrained(source, dtype=dtype)
     except SafetensorError as error:
-        raise ReelignError(f"{source}: a weight file is damaged ({error}). Copy or download the model again.") from error
+        raise ReelignError(
+            f"{source}: a weight file is damaged ({error}). Copy or download the model again."
+        ) from error
     except (OSError, ValueError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled) as error:
         first = str(error).strip().splitlines()[0]
         raise ReelignError(f"cannot load the model {source}: {first}") from error

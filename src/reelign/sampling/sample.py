@@ -1,7 +1,7 @@
 """The one sampler: rollouts, validation, evaluation and serving all call `sample`.
 
-Which steps are stochastic, which grid, which guidance, which noise are arguments. Replay is the same transition with the
-stored next latent, so that training and rollout cannot disagree.
+Which steps are stochastic, which grid, which guidance, which noise are arguments. Replay is the same transition with
+the stored next latent, so that training and rollout cannot disagree.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ class SampleConfig(BaseModel):
     steps: int = Field(default=20, ge=1, le=1000, description="Transitions from noise to data.")
     shift: float = Field(default=3.0, gt=0, description="Static shift of the grid; 3 for Wan at 480p, 5 at 720p.")
     solver: Literal["euler", "unipc"] = Field(default="unipc", description="How a deterministic step is taken.")
-    spacing: Spacing | None = Field(default=None, description="The grid of 'unipc' or 'euler'; the solver's own if empty.")
+    spacing: Spacing | None = Field(
+        default=None, description="The grid of 'unipc' or 'euler'; the solver's own if empty."
+    )
     guidance_scale: float = Field(default=3.0, ge=0, description="Classifier-free guidance; 1 turns it off.")
     guidance_interval: tuple[float, float] = Field(
         default=(0.0, 1.0), description="Noise levels with guidance (arXiv 2404.07724); outside, one evaluation a step."
@@ -126,13 +128,17 @@ def sample(
         if stochastic is not None and len(rows):
             fresh = torch.stack([_draw(stochastic.generators[int(row)], latents) for row in rows])
             step = sde_step(
-                latents[rows], velocity[rows], sigma[rows], sigma_next[rows], stochastic.law, grid.to(latents), noise=fresh
+                latents[rows],
+                velocity[rows],
+                sigma[rows],
+                sigma_next[rows],
+                stochastic.law,
+                grid.to(latents),
+                noise=fresh,
             )
             moved[rows] = step.x_next
             transitions.append(
-                Transition(
-                    rows, latents[rows], sigma[rows], sigma_next[rows], step.x_next, step.logp, step.mean
-                )
+                Transition(rows, latents[rows], sigma[rows], sigma_next[rows], step.x_next, step.logp, step.mean)
             )
         latents = moved
     return Sampled(latents, transitions, nfe)
@@ -170,7 +176,7 @@ def guided_velocity(
     config: SampleConfig,
     negative: Conditions | None,
 ) -> tuple[Tensor, int]:
-    """`v_neg + s (v - v_neg)` (arXiv 2207.12598) inside the guidance interval, `v` outside; and the evaluations spent."""
+    """`v_neg + s (v - v_neg)` (arXiv 2207.12598) inside the guidance interval, `v` outside; and what it cost."""
     low, high = config.guidance_interval
     guided = config.guidance_scale != 1 and bool(((sigma >= low) & (sigma <= high)).any())
     velocity = model.velocity(latents, sigma, conditions)

@@ -2,9 +2,9 @@
 
     loss = E w(sigma) | v_theta(x_sigma, sigma, c) - (eps - x0) |^2,     x_sigma = (1 - sigma) x0 + sigma eps
 
-Full or LoRA, caption dropout for guidance, an average of the weights (EMA), validation on the battery with the deployment
-sampler, and the best averaged weights kept. Noise and noise level of a sample follow from (seed, step, position in the
-global batch): any number of ranks draws the same ones.
+Full or LoRA, caption dropout for guidance, an average of the weights (EMA), validation on the battery with the
+deployment sampler, and the best averaged weights kept. Noise and noise level of a sample follow from (seed, step,
+position in the global batch): any number of ranks draws the same ones.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from reelign.train.ema import Ema
 from reelign.train.optim import OptimConfig, Optimizer
 from reelign.train.parallel import full
 from reelign.train.track import Sink, Tracker
+
 
 class SftConfig(BaseModel):
     """Supervised fine-tuning."""
@@ -155,7 +156,7 @@ class _Trainer:
         return (density_weight(levels, config.density) * error).mean()
 
     def draw(self, positions: range, shape: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
-        """Noise (B, C, F, h, w), noise levels (B,) and whether the caption is kept (B,), for places in the global batch."""
+        """Noise (B, C, F, h, w), levels (B,) and whether the caption is kept (B,), for places in the global batch."""
         noise, levels, keep = [], [], []
         for position in positions:
             source = seeded("sft", self.context.seed, self.step, position)

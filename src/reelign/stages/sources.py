@@ -48,7 +48,9 @@ class DatasetSource(BaseModel):
     buckets: list[Bucket] = Field(default_factory=list, description="Sizes; the battery's size if empty.")
     fps: float | None = Field(default=None, gt=0, description="Frames a second; the battery's if empty.")
     windows: Literal["first", "all"] = Field(default="all", description="Training clips per curated clip.")
-    held_out: float = Field(default=0.0, ge=0, lt=1, description="Share of the source files kept for measuring the gain.")
+    held_out: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of the source files kept for measuring the gain."
+    )
     repeat: int = Field(default=1, ge=1, description="How often each clip counts in an epoch.")
 
 
@@ -72,7 +74,9 @@ class TrainingSet:
     plans: list[str] = field(default_factory=list)
 
 
-def build_training_set(sources: Sequence[MiniatureSource | DatasetSource], model: VideoModel, context: StageContext) -> TrainingSet:
+def build_training_set(
+    sources: Sequence[MiniatureSource | DatasetSource], model: VideoModel, context: StageContext
+) -> TrainingSet:
     """Encode all clips (from the cache where possible) and write the plan into the stage's folder."""
     found = TrainingSet()
     for index, source in enumerate(sources):
@@ -182,10 +186,24 @@ def write_held_out_figures(path: Path, before: Sequence[float], after: Sequence[
         )
     change = bootstrap_mean([100 * (b - a) / a for a, b in zip(before, after, strict=True)])
     figures.append(
-        {"label": "Change of that loss, clip by clip", "value": change.value, "low": change.low, "high": change.high, "unit": "%", "note": ""}
+        {
+            "label": "Change of that loss, clip by clip",
+            "value": change.value,
+            "low": change.low,
+            "high": change.high,
+            "unit": "%",
+            "note": "",
+        }
     )
     if psnr is not None:
         figures.append(
-            {"label": "The autoencoder on the same real frames", "value": psnr, "low": None, "high": None, "unit": "dB", "note": "PSNR"}
+            {
+                "label": "The autoencoder on the same real frames",
+                "value": psnr,
+                "low": None,
+                "high": None,
+                "unit": "dB",
+                "note": "PSNR",
+            }
         )
     write_atomically(path, json.dumps({"figures": figures}, indent=1))

@@ -3,8 +3,8 @@
 ```
 checkpoints/step-00000100/   *.distcp  .metadata  manifest.json   {"step", "metric", "values", "files": {name: sha256}}
 ```
-A folder without a manifest, or with a file that differs from it, is not a checkpoint. Tensors may be plain or sharded: a
-checkpoint of two ranks is read by one and the other way round.
+A folder without a manifest, or with a file that differs from it, is not a checkpoint. Tensors may be plain or
+sharded: a checkpoint of two ranks is read by one and the other way round.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class Checkpoints:
         except (OSError, CheckpointException) as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise ReelignError(
-                f"cannot write the checkpoint {target}: {error}. Earlier checkpoints are intact: free some space and run "
-                "the same command again."
+                f"cannot write the checkpoint {target}: {error}. Earlier checkpoints are intact: free some space and "
+                "run the same command again."
             ) from error
         _barrier()
         return target
@@ -107,7 +107,9 @@ class Checkpoints:
             ) from error
         for name, part in state.items():
             if hasattr(part, "load_state_dict"):
-                own = {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
+                own = {
+                    key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")
+                }
                 part.load_state_dict(own | values.get(name, {}))
         return values
 
@@ -157,4 +159,3 @@ def _sha256(path: Path) -> str:
 def _barrier() -> None:
     if dist.is_initialized():
         dist.barrier()
-

@@ -73,8 +73,8 @@ class Optimizer:
         norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
         if not math.isfinite(norm):
             raise ReelignError(
-                f"the gradient norm at step {self.steps_done + 1} is {norm}. The weights are unchanged; lower the learning "
-                "rate, or look at the batch of this step."
+                f"the gradient norm at step {self.steps_done + 1} is {norm}. The weights are unchanged; lower the "
+                "learning rate, or look at the batch of this step."
             )
         for name, parameter in self.parameters.items():
             master = self.masters[name]

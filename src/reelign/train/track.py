@@ -74,4 +74,6 @@ def _require(module: str, package: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ReelignError(f"tracking with {package} was asked for, but it is not installed: pip install {package}.") from error
+        raise ReelignError(
+            f"tracking with {package} was asked for, but it is not installed: pip install {package}."
+        ) from error
