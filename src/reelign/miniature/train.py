@@ -39,7 +39,7 @@ Progress = Callable[[str, int, int, float], None]
 """Called with (part, step, steps, loss)."""
 
 CODEC_STEPS, CODEC_BATCH = 3000, 16
-DENOISER_STEPS = {"base": 6000, "capacity": 6000}
+DENOISER_STEPS = {"base": 4500, "capacity": 6000}
 QUALITY = {"base": SCRAPED, "capacity": CLEAN}
 PAIRS, BATCH = 48_000, 64
 CAPTION_DROPOUT = 0.1

@@ -1,0 +1,232 @@
+"""The training judge: geometry of outlines, in place of the evaluation judge's analysis by synthesis.
+
+Training may use it as a reward. It shares no estimator with `judge`: pixels become outlines (`outlines`), shape is the
+nearest of a few measured features, motion is read from slopes, ranges and turns of the track, and quality from
+gradients, residues and steps that no neighbour foretells. A policy that fools this judge does not fool the other one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import cv2
+import numpy as np
+
+from reelign.miniature.judgement import Judgement
+from reelign.miniature.outlines import FEATURES, Outlines, trace
+from reelign.miniature.render import render_track
+from reelign.miniature.world import (
+    ATTRIBUTES,
+    BACKGROUNDS,
+    COLOURS,
+    DIRECTIONS,
+    FRAMES,
+    RADII,
+    SHAPES,
+    SIDE,
+    TRAVEL,
+    TURNS,
+    Scene,
+)
+
+STILL_RANGE = 3.0
+"""Pixels: an object that stays within this is still."""
+STRAIGHT = 0.8
+"""Share of the track's variance that a straight motion must explain."""
+JUMP = 3.5
+"""Pixels a frame: a step that differs by more from what both neighbours foretell is a jump."""
+CLEAN_EDGE = 0.55
+"""Largest change of distance between neighbouring pixels, over the contrast, of a clean outline."""
+
+
+def training_judge(frames: np.ndarray, scene: Scene, stated: Sequence[str] = ATTRIBUTES) -> Judgement:
+    """Judge a video, uint8 (T, 32, 32, 3) at 8 fps, against the scene that was asked for."""
+    seen = trace(frames)
+    motion, speed = _motion(_reconnected(seen.centres))
+    values = {
+        "colour": _colour(seen),
+        "shape": _shape(seen),
+        "size": _size(seen),
+        "motion": motion,
+        "speed": speed,
+        "background": min(BACKGROUNDS, key=lambda name: abs(_lab(BACKGROUNDS[name])[0] - np.median(seen.ground[:, 0]))),
+    }
+    if scene.motion == "still":
+        stated = [name for name in stated if name != "speed"]
+    passed = {name: bool(seen.found.any()) and values[name] == getattr(scene, name) for name in stated}
+    visual = _visual(seen, values["colour"], values["shape"], values["background"])
+    movement = _movement(seen, scene)
+    return Judgement(
+        float(np.mean(list(passed.values()))),
+        float(np.prod(list(visual.values()))),
+        float(np.prod(list(movement.values()))),
+        passed,
+        visual | movement,
+    )
+
+
+def _lab(colour: Sequence[float] | np.ndarray) -> np.ndarray:
+    """CIE Lab of one RGB colour in [0, 255]."""
+    return cv2.cvtColor(np.asarray(colour, np.float32).reshape(1, 1, 3) / 255, cv2.COLOR_RGB2Lab)[0, 0]
+
+
+def _hue(colour: Sequence[float] | np.ndarray) -> float:
+    """Angle in the plane of Lab's a and b. All backgrounds are neutral, so mixing with one hardly turns it."""
+    _, a, b = _lab(colour)
+    return float(np.arctan2(b, a))
+
+
+def _colour(seen: Outlines) -> str:
+    hue = _hue(seen.colour)
+    return min(COLOURS, key=lambda name: abs(np.angle(np.exp(1j * (_hue(COLOURS[name]) - hue)))))
+
+
+def _size(seen: Outlines) -> str:
+    extent = float(np.median(seen.extents[seen.found])) if seen.found.any() else 0.0
+    return min(RADII, key=lambda name: abs(np.log(max(extent, 1e-3) / RADII[name])))
+
+
+def _shape(seen: Outlines) -> str:
+    """Nearest mean features, each in units of its spread among clean outlines."""
+    if not seen.found.any():
+        return SHAPES[0]
+    own = np.median(seen.features[seen.found], axis=0)
+    size = _size(seen)
+    means, spread, _ = _prototypes(size)
+    return min(SHAPES, key=lambda name: float(np.sum(((own - means[name]) / spread) ** 2)))
+
+
+@cache
+def _prototypes(size: str) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, float]]:
+    """Mean features of every shape at nine places between pixels, the spread of each feature within a shape, and the
+    share of its colour's contrast that each shape shows: thin shapes show less.
+    """
+    means, spreads, shown = {}, [], {}
+    offsets = np.stack(np.meshgrid(*[(0.0, 1 / 3, 2 / 3)] * 2), -1).reshape(-1, 2)
+    for name in SHAPES:
+        scene = Scene("red", name, size, "still", "slow", "white")
+        seen = trace(render_track(scene, SIDE / 2 + offsets))
+        means[name] = seen.features.mean(0)
+        spreads.append(seen.features.std(0))
+        shown[name] = seen.contrast / _full_contrast(scene.colour, scene.background)
+    return means, np.maximum(np.mean(spreads, axis=0), 0.04 * np.ones(len(FEATURES))), shown
+
+
+def _full_contrast(colour: str, background: str) -> float:
+    """Distance in Lab of a colour and a background."""
+    return float(np.linalg.norm(_lab(COLOURS[colour]) - _lab(BACKGROUNDS[background])))
+
+
+def _motion(centres: np.ndarray) -> tuple[str, str]:
+    """Name of the motion and of its speed, from a track (T, 2) in pixels."""
+    calm = np.stack([np.convolve(np.pad(line, 1, "edge"), (0.25, 0.5, 0.25), "valid") for line in centres.T], 1)
+    width, height = np.ptp(calm, axis=0)
+    if max(width, height) < STILL_RANGE:
+        return "still", "slow"
+    slopes = _theil_sen(centres)
+    time = np.arange(len(centres))[:, None] - (len(centres) - 1) / 2
+    left = calm - calm.mean(0) - time * slopes
+    if 1 - np.sum(left**2) / max(np.sum((calm - calm.mean(0)) ** 2), 1e-6) > STRAIGHT:
+        motion = max(DIRECTIONS, key=lambda name: float(np.dot(DIRECTIONS[name], slopes)))
+        covered = float(np.abs(slopes).max()) * (FRAMES - 1)
+        return motion, "fast" if covered > np.sqrt(TRAVEL["slow"] * TRAVEL["fast"]) else "slow"
+    if width < 0.35 * height:
+        waves = np.abs(np.fft.rfft(calm[:-1, 1] - calm[:-1, 1].mean()))
+        return "bouncing", "fast" if waves[2] > waves[1] else "slow"
+    return "circling", "fast" if _turns(centres) > np.sqrt(TURNS["slow"] * TURNS["fast"]) else "slow"
+
+
+def _reconnected(centres: np.ndarray) -> np.ndarray:
+    """The track without jumps there and back: a defect of the motion that does not say which motion it is."""
+    steps = np.diff(centres, axis=0)
+    surprises = _surprises(steps)
+    jumps = surprises > max(JUMP, 4 * float(np.median(surprises)))
+    if not jumps.any():
+        return centres
+    time, calm = np.arange(len(steps)), np.flatnonzero(~jumps)
+    mended = np.stack([np.interp(time, calm, steps[calm, axis]) for axis in (0, 1)], axis=1)
+    excess = (steps - mended)[jumps]
+    if np.linalg.norm(excess.sum(0)) > 0.5 * np.linalg.norm(excess, axis=1).sum():
+        return centres
+    return np.concatenate([centres[:1], centres[0] + np.cumsum(mended, axis=0)])
+
+
+def _theil_sen(centres: np.ndarray) -> np.ndarray:
+    """Median slope over all pairs of frames, (2,) in pixels a frame: a third of the frames may lie anywhere."""
+    first, second = np.triu_indices(len(centres), k=1)
+    return np.median((centres[second] - centres[first]) / (second - first)[:, None], axis=0)
+
+
+def _turns(centres: np.ndarray) -> float:
+    """Turns around the centre of the circle that fits the track algebraically (Kasa, 1976)."""
+    system = np.column_stack([2 * centres, np.ones(len(centres))])
+    solution = np.linalg.lstsq(system, np.sum(centres**2, axis=1), rcond=None)[0]
+    around = centres - solution[:2]
+    angles = np.unwrap(np.arctan2(around[:, 1], around[:, 0]))
+    return float(abs(angles[-1] - angles[0]) / (2 * np.pi))
+
+
+def _visual(seen: Outlines, colour: str, shape: str, background: str) -> dict[str, float]:
+    """Sharpness of the outline, calm of the ground, wholeness and contrast, each in [0, 1]."""
+    if not seen.found.any():
+        return dict.fromkeys(("edge", "ground", "wholeness", "contrast"), 0.0)
+    steps = np.maximum(
+        np.abs(np.diff(seen.distance, axis=1))[:, :, :-1], np.abs(np.diff(seen.distance, axis=2))[:, :-1]
+    )
+    edge = float(np.median(np.sort(steps.reshape(len(steps), -1), axis=1)[:, -12])) / seen.contrast
+    outside = cv2.dilate((seen.distance > 0.25 * seen.contrast).transpose(1, 2, 0).astype(np.uint8), np.ones((3, 3)))
+    apart = outside.reshape(SIDE, SIDE, -1).transpose(2, 0, 1) == 0
+    unrest = float(np.mean(seen.distance[apart])) if apart.any() else seen.contrast
+    due = _full_contrast(colour, background) * _prototypes(_size(seen))[2][shape]
+    return {
+        "edge": min(1.0, edge / CLEAN_EDGE) ** 2,
+        "ground": _falloff(unrest, 9.0),
+        "wholeness": 1 - float(np.mean(seen.fragments)),
+        "contrast": _falloff(max(0.0, 1 - seen.contrast / due), 0.35),
+    }
+
+
+def _movement(seen: Outlines, scene: Scene) -> dict[str, float]:
+    """Presence, smoothness, steady light, rigidity, flow and enough motion, each in [0, 1]."""
+    if not seen.found.any():
+        return dict.fromkeys(("presence", "smoothness", "steady light", "rigidity", "unbroken", "range"), 0.0)
+    areas = seen.areas[seen.found]
+    steps = np.diff(seen.centres, axis=0)
+    moving = scene.motion != "still"
+    travelled = float(np.max(np.ptp(seen.centres, axis=0)))
+    return {
+        "presence": float(seen.found.mean()),
+        "smoothness": _falloff(float(np.sqrt(np.mean(_surprises(steps) ** 2))), 1.3),
+        "steady light": _falloff(float(np.std(seen.ground[:, 0])), 5.0),
+        "rigidity": _falloff(float(np.std(areas) / np.mean(areas)), 0.35),
+        "unbroken": _falloff(max(0, _longest_rest(steps) - 3), 3.0) if moving else 1.0,
+        "range": min(1.0, travelled / (0.8 * TRAVEL["slow"])) if moving else 1.0,
+    }
+
+
+def _surprises(steps: np.ndarray) -> np.ndarray:
+    """What neither the two steps before nor the two after foretell of each step, in pixels a frame.
+
+    A bounce is foretold from one side and costs nothing; a jump or a tremor is foretold from none.
+    """
+    before = np.full(len(steps), np.inf)
+    after = np.full(len(steps), np.inf)
+    before[2:] = np.linalg.norm(steps[2:] - (2 * steps[1:-1] - steps[:-2]), axis=1)
+    after[:-2] = np.linalg.norm(steps[:-2] - (2 * steps[1:-1] - steps[2:]), axis=1)
+    return np.minimum(before, after)
+
+
+def _longest_rest(steps: np.ndarray) -> int:
+    """Frames in a row in which the object moves less than a quarter of its usual step."""
+    length = np.linalg.norm(steps, axis=1)
+    longest = run = 0
+    for resting in length < 0.25 * np.percentile(length, 75):
+        run = run + 1 if resting else 0
+        longest = max(longest, run)
+    return longest
+
+
+def _falloff(value: float, half: float) -> float:
+    """1 at 0, one half at `half`."""
+    return float(1.0 / (1.0 + (value / half) ** 2))
