@@ -120,7 +120,7 @@ def _sampler(recipe: Recipe, model: VideoModel) -> str:
 
 
 def _dataset(recipe: Recipe, model: VideoModel, source: DatasetSource, index: int) -> str:
-    bucket = Bucket(recipe.battery.frames, recipe.battery.height, recipe.battery.width)
+    bucket = Bucket(frames=recipe.battery.frames, height=recipe.battery.height, width=recipe.battery.width)
     for chosen in source.buckets or [bucket]:
         model.latent_shape(chosen.frames, chosen.height, chosen.width)
     if source.path is None:

@@ -6,9 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import av
 import cv2
 import numpy as np
+from av.error import FFmpegError
 
 from reelign.data.clip import write_clip
 from reelign.data.measure import FrameMeasures, measure_frame, measure_shot
@@ -43,7 +43,7 @@ def analyse(path: str) -> dict[str, Any]:
                 before, seconds = earlier if earlier is not None else (None, picture.seconds)
                 measured.append((number, measure_frame(image, before, picture.seconds - seconds)))
                 earlier = (cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), picture.seconds)
-    except (av.error.FFmpegError, ValueError, OSError) as error:
+    except (FFmpegError, ValueError, OSError) as error:
         problem = _plain(error)
     if not stamps:
         return {"probe": None, "shots": [], "problem": problem or "no frame could be decoded"}
@@ -64,7 +64,7 @@ def extract(path: str, start: float, end: float, fps: float, longest_side: int, 
             if picture.seconds >= start - 1e-6:
                 images.append(picture.image)
                 stamps.append(picture.seconds)
-    except (av.error.FFmpegError, ValueError, OSError) as error:
+    except (FFmpegError, ValueError, OSError) as error:
         if not images:
             return {"problem": _plain(error)}
     if not images:
@@ -99,5 +99,5 @@ def _describe(shot: Shot, stamps: list[float], measured: list[tuple[int, FrameMe
 
 def _plain(error: Exception) -> str:
     """The decoder's words without its numbers and paths."""
-    words = error.strerror if isinstance(error, av.error.FFmpegError) and error.strerror else str(error)
+    words = (isinstance(error, FFmpegError) and error.strerror) or str(error)
     return words[0].lower() + words[1:] if words else type(error).__name__

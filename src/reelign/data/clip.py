@@ -9,6 +9,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.error import FFmpegError
 
 from reelign.errors import ReelignError
 
@@ -70,6 +71,6 @@ def read_clip(path: Path, prompt: str = "") -> Clip:
             stream = container.streams.video[0]
             fps = float(stream.average_rate or 0)
             frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(stream)])
-    except (OSError, av.error.FFmpegError, IndexError, ValueError) as error:
+    except (OSError, FFmpegError, IndexError, ValueError) as error:
         raise ReelignError(f"cannot read the clip {path}: {error}. Was it moved, deleted or damaged?") from error
     return Clip(frames, fps, prompt, path.stem)

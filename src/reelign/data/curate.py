@@ -207,8 +207,8 @@ class _Curation:
         ]
         for position, result in run_tasks(extract, tasks, self.workers, self.config.seconds_per_file):
             shot = shots[todo[position]]
-            problem = result.reason if isinstance(result, Failure) else result["problem"]
-            if problem:
+            if isinstance(result, Failure) or result["problem"]:
+                problem = result.reason if isinstance(result, Failure) else result["problem"]
                 self.drop_shot(shot, Drop("not written", "", "", problem))
                 continue
             facts = {key: result[key] for key in ("frames", "height", "width")} | {"sha256": _sha256(self._clip(shot))}

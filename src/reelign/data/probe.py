@@ -14,6 +14,7 @@ from typing import Any
 import av
 import cv2
 import numpy as np
+from av.stream import Disposition
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def decode(path: Path, longest_side: int | None = None) -> Iterator[Picture]:
 
 
 def _is_cover(stream: Any) -> bool:
-    return bool(stream.disposition & av.stream.Disposition.attached_pic)
+    return bool(stream.disposition & Disposition.attached_pic)
 
 
 def _upright(frame: av.VideoFrame, stream: Any, longest_side: int | None) -> np.ndarray:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from diffusers import UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from reelign.miniature.captions import vocabulary
-from reelign.models.codec import BlockCodec
 
 TEXT_WIDTH, TEXT_LENGTH = 96, 20
 FLOW_SHIFT = 3.0
@@ -72,11 +73,12 @@ def build_denoiser() -> WanTransformer3DModel:
     return denoiser
 
 
-def make_pipeline(denoiser: nn.Module, text_encoder: nn.Module, codec: BlockCodec) -> WanPipeline:
+def make_pipeline(denoiser: Any, text_encoder: Any, codec: Any) -> WanPipeline:
     """The parts as one ordinary `WanPipeline` with Wan's scheduler."""
-    scheduler = UniPCMultistepScheduler(
+    scheduler: Any = UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=FLOW_SHIFT
     )
+    tokenizer: Any = build_tokenizer()
     return WanPipeline(
-        tokenizer=build_tokenizer(), text_encoder=text_encoder, transformer=denoiser, vae=codec, scheduler=scheduler
+        tokenizer=tokenizer, text_encoder=text_encoder, transformer=denoiser, vae=codec, scheduler=scheduler
     )

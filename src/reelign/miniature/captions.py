@@ -97,7 +97,8 @@ def user_prompt(scene: Scene, generator: np.random.Generator) -> Prompt:
 
 def _user_words(name: str, scene: Scene, generator: np.random.Generator) -> str:
     value = getattr(scene, name)
-    word = {"motion": MOTION_WORDS, "speed": SPEED_WORDS}.get(name, {}).get(value, value)
+    words: dict[str, dict[str, str]] = {"motion": MOTION_WORDS, "speed": SPEED_WORDS}
+    word = words[name][value] if name in words else value
     options = (word, *SYNONYMS[word], *SYNONYMS[word])
     return options[int(generator.integers(len(options)))]
 

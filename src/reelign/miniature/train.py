@@ -74,7 +74,7 @@ def train_codec(out: Path, progress: Progress | None = None) -> BlockCodec:
     source = pairs(CODEC_STEPS * CODEC_BATCH, quality, seed=1)
     for step, video in enumerate(_video_batches(islice(source, start * CODEC_BATCH, None), CODEC_BATCH), start):
         _set_rate(optimizer, 2e-3, step, CODEC_STEPS, flat=0.4)
-        error = codec.decode(codec.encode(video).latent_dist.mode()).sample - video
+        error = codec.decode(codec.encode(video, return_dict=False)[0].mode(), return_dict=False)[0] - video
         loss = error.square().mean() + 0.02 * error.abs().mean()
         optimizer.zero_grad()
         loss.backward()
@@ -95,11 +95,9 @@ def _principal_components(codec: BlockCodec) -> None:
     rows = to_blocks(videos).permute(0, 2, 3, 4, 1).flatten(0, 3)
     mean = rows.mean(0)
     centred = rows - mean
-    vectors = torch.linalg.eigh(centred.T @ centred / len(rows))[1].flip(1)[:, : codec.config.z_dim]
-    codec.analysis.weight.copy_(vectors.T[:, :, None, None, None])
-    codec.analysis.bias.copy_(-(mean @ vectors))
-    codec.synthesis.weight.copy_(vectors[:, :, None, None, None])
-    codec.synthesis.bias.copy_(mean)
+    vectors = torch.linalg.eigh(centred.T @ centred / len(rows))[1].flip(1)[:, : codec.config["z_dim"]]
+    codec.analysis.load_state_dict({"weight": vectors.T[:, :, None, None, None], "bias": -(mean @ vectors)})
+    codec.synthesis.load_state_dict({"weight": vectors[:, :, None, None, None], "bias": mean})
 
 
 @torch.no_grad()
@@ -109,7 +107,9 @@ def _measure_latents(codec: BlockCodec) -> None:
     The spread is the square root of the standard deviation (times a common factor): full whitening would lend the weak
     channels, which carry little of the picture, as much weight as the strong ones.
     """
-    latents = torch.cat([codec.encode(v).latent_dist.mode() for v in _video_batches(pairs(512, CLEAN, seed=3), 64)])
+    latents = torch.cat(
+        [codec.encode(v, return_dict=False)[0].mode() for v in _video_batches(pairs(512, CLEAN, seed=3), 64)]
+    )
     deviation = latents.std((0, 2, 3, 4))
     root = deviation.sqrt()
     scale = root * (deviation / root).square().mean().sqrt()
@@ -199,7 +199,7 @@ def _encoded_pairs(out: Path, part: str, codec: BlockCodec) -> tuple[Tensor, Ten
     tokenizer = build_tokenizer()
     path = out / f"{part}.pairs.safetensors"
     if not path.exists():
-        latents = torch.empty(PAIRS, codec.config.z_dim, 5, 8, 8, dtype=torch.float16)
+        latents = torch.empty(PAIRS, codec.config["z_dim"], 5, 8, 8, dtype=torch.float16)
         captions: list[str] = []
         source = pairs(PAIRS, QUALITY[part], seed=4 if part == "base" else 5)
         for index, chunk in enumerate(_chunks(source, 64)):
@@ -217,8 +217,10 @@ def _encoded_pairs(out: Path, part: str, codec: BlockCodec) -> tuple[Tensor, Ten
 @torch.no_grad()
 def normalised_latents(codec: BlockCodec, frames: np.ndarray) -> Tensor:
     """Frames uint8 (B, T, H, W, 3) to latents (B, C, F, h, w) with the codec's own mean and spread removed."""
-    latents = codec.encode(_to_video(frames)).latent_dist.mode()
-    mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (codec.config.latents_mean, codec.config.latents_std))
+    latents = codec.encode(_to_video(frames), return_dict=False)[0].mode()
+    mean, std = (
+        torch.tensor(v).view(1, -1, 1, 1, 1) for v in (codec.config["latents_mean"], codec.config["latents_std"])
+    )
     return (latents - mean) / std
 
 

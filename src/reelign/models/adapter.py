@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from diffusers import WanPipeline
 from peft import LoraConfig, get_peft_model_state_dict
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
@@ -27,7 +28,7 @@ class LoraSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     rank: int = Field(default=32, ge=1, description="Rank of the adapters.")
-    alpha: float = Field(default=32.0, gt=0, description="Scale: the update is multiplied by alpha / rank.")
+    alpha: int = Field(default=32, ge=1, description="Scale: the update is multiplied by alpha / rank.")
     targets: list[str] = Field(
         default=["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"],
         min_length=1,
@@ -115,7 +116,7 @@ def save_lora(model: VideoModel, folder: Path, base: str) -> None:
         layers[f"{part}_lora_layers"] = get_peft_model_state_dict(network, adapter_name=NAME)
         metadata[f"{part}_lora_adapter_metadata"] = network.peft_config[NAME].to_dict()
     try:
-        type(model.pipeline).save_lora_weights(partial, **layers, **metadata)
+        WanPipeline.save_lora_weights(partial, **layers, **metadata)
         write_atomically(partial / CARD, json.dumps({"base": base, "kind": "lora"}, indent=2))
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)

@@ -6,10 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from torch import Tensor, nn
+from torch import Tensor
 
 Conditions = dict[str, Tensor]
 """The encoded prompts: tensors keyed by name, batch first; opaque to everyone but the adapter of the family."""
@@ -87,8 +88,8 @@ class VideoModel(ABC):
         """
 
     @abstractmethod
-    def denoisers(self) -> dict[str, nn.Module]:
-        """The networks that training changes, by the name of their pipeline component."""
+    def denoisers(self) -> dict[str, Any]:
+        """The networks that training changes, diffusers `ModelMixin`s by the name of their pipeline component."""
 
     @abstractmethod
     def save(self, folder: Path) -> None:

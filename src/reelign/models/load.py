@@ -74,7 +74,7 @@ def model_folder(name: str) -> Path | None:
 
 def _load_pipeline(source: Path | str, dtype: torch.dtype) -> WanPipeline:
     try:
-        index = diffusers.DiffusionPipeline.load_config(source)
+        index: Any = diffusers.DiffusionPipeline.load_config(source)
         family = index.get("_class_name")
         if family not in FAMILIES:
             raise ReelignError(f"{source} is a {family}; supported pipelines: {', '.join(sorted(FAMILIES))}.")

@@ -60,7 +60,7 @@ class WanModel(VideoModel):
     def _network_config(self) -> Any:
         return next(iter(self.denoisers().values())).config
 
-    def denoisers(self) -> dict[str, nn.Module]:
+    def denoisers(self) -> dict[str, Any]:
         """`transformer`, and for two experts `transformer_2`, which takes the levels below the boundary."""
         parts = {name: getattr(self.pipeline, name, None) for name in ("transformer", "transformer_2")}
         return {name: network for name, network in parts.items() if network is not None}

@@ -124,8 +124,7 @@ def sample(
             latents = solver.step(velocity, latents, index)
             continue
         moved = ode_step(latents, velocity, sigma, sigma_next)
-        rows = stochastic.steps[:, index].nonzero().flatten() if stochastic is not None else ()
-        if stochastic is not None and len(rows):
+        if stochastic is not None and len(rows := stochastic.steps[:, index].nonzero().flatten()):
             fresh = torch.stack([_draw(stochastic.generators[int(row)], latents) for row in rows])
             step = sde_step(
                 latents[rows],

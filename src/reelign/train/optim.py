@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from reelign.errors import ReelignError
+from reelign.train.parallel import full
 
 
 class OptimConfig(BaseModel):
@@ -70,7 +71,7 @@ class Optimizer:
             ReelignError: the norm is not finite; the weights are untouched.
         """
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
-        norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        norm = float(full(norm))
         if not math.isfinite(norm):
             raise ReelignError(
                 f"the gradient norm at step {self.steps_done + 1} is {norm}. The weights are unchanged; lower the "
