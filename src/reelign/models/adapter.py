@@ -107,16 +107,19 @@ def _part(model: VideoModel, network: nn.Module) -> str:
 def save_lora(model: VideoModel, folder: Path, base: str) -> None:
     """Write the adapters so that `WanPipeline.load_lora_weights(folder)` gives the identical model.
 
-    The alpha of each adapter is folded in by peft's metadata, which diffusers writes into the file's header.
+    diffusers keeps one network in a file: the adapters of a second expert lie in `folder/transformer_2` and are loaded
+    by `load_lora_weights(folder / "transformer_2", load_into_transformer_2=True)`. Rank and alpha of each adapter stand
+    in the file's header.
     """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    layers, metadata = {}, {}
-    for part, network in model.denoisers().items():
-        layers[f"{part}_lora_layers"] = get_peft_model_state_dict(network, adapter_name=NAME)
-        metadata[f"{part}_lora_adapter_metadata"] = network.peft_config[NAME].to_dict()
     try:
-        WanPipeline.save_lora_weights(partial, **layers, **metadata)
+        for part, network in model.denoisers().items():
+            WanPipeline.save_lora_weights(
+                _place(partial, part),
+                transformer_lora_layers=get_peft_model_state_dict(network, adapter_name=NAME),
+                transformer_lora_adapter_metadata=network.peft_config[NAME].to_dict(),
+            )
         write_atomically(partial / CARD, json.dumps({"base": base, "kind": "lora"}, indent=2))
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -127,10 +130,18 @@ def save_lora(model: VideoModel, folder: Path, base: str) -> None:
 
 def load_lora(model: VideoModel, folder: Path) -> None:
     """Put saved adapters on a base model."""
-    try:
-        model.pipeline.load_lora_weights(folder, weight_name=WEIGHTS, adapter_name=NAME)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise ReelignError(f"cannot load the adapter {folder / WEIGHTS}: {error}") from error
+    for part in model.denoisers():
+        place = _place(folder, part)
+        second = {"load_into_transformer_2": True} if part == "transformer_2" else {}
+        try:
+            model.pipeline.load_lora_weights(place, weight_name=WEIGHTS, adapter_name=NAME, **second)
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            raise ReelignError(f"cannot load the adapter {place / WEIGHTS}: {error}") from error
+
+
+def _place(folder: Path, part: str) -> Path:
+    """Folder of the adapters of one denoiser."""
+    return folder if part == "transformer" else folder / part
 
 
 def merge_lora(model: VideoModel) -> None:

@@ -1,0 +1,149 @@
+"""Invariant (g): the first replay of a stored transition has ratio 1, for every law, full and LoRA, with guidance."""
+
+import pytest
+import torch
+from tiny_wan import tiny_wan
+
+from reelign.errors import ReelignError
+from reelign.flow.step import NoiseLaw
+from reelign.models.adapter import LoraSettings, attach_lora
+from reelign.models.load import load_model
+from reelign.sampling.noise import generator, initial_noise
+from reelign.sampling.sample import SampleConfig, Stochastic, replay, sample
+
+LAWS = ["flow", "dance", "linear", "truncated", "cps"]
+PROMPTS = ["a large red circle moves left", "a small blue ring stands still", "a cross"]
+STEPS = 5
+
+
+@pytest.fixture(scope="module", params=["full", "lora"])
+def model(request, tmp_path_factory):
+    model = load_model(tiny_wan(tmp_path_factory.mktemp("wan") / "wan"), device="cpu")
+    if request.param == "lora":
+        attach_lora(model, LoraSettings(rank=2, alpha=2))
+        with torch.no_grad():
+            for name, parameter in model.pipeline.transformer.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
+    else:
+        model.pipeline.transformer.requires_grad_(True)
+    return model
+
+
+def start(model, count=3):
+    shape = model.latent_shape(5, 32, 32)
+    return initial_noise([(0, f"prompt {i}", 0) for i in range(count)], shape)
+
+
+def chosen_steps(count=3):
+    """Each sample takes its own step at random, the first two share one."""
+    steps = torch.zeros(count, STEPS, dtype=torch.bool)
+    for row, index in enumerate([1, 1, 3][:count]):
+        steps[row, index] = True
+    return steps
+
+
+def generators(count=3):
+    return [generator("rollout", 0, index) for index in range(count)]
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+@pytest.mark.parametrize("law", LAWS)
+def test_g_the_first_replay_has_ratio_one_and_a_gradient(model, law, guidance):
+    config = SampleConfig(steps=STEPS, solver="euler", guidance_scale=guidance)
+    conditions, negative = model.encode_text(PROMPTS), model.encode_text([""] * 3)
+    stochastic = Stochastic(chosen_steps(), NoiseLaw(law, 0.4), generators())
+    found = sample(model, conditions, start(model), config, negative, stochastic)
+    assert [t.rows.tolist() for t in found.transitions] == [[0, 1], [2]]
+    for transition in found.transitions:
+        own, away = ({k: v[transition.rows] for k, v in part.items()} for part in (conditions, negative))
+        again = replay(model, own, transition, config, NoiseLaw(law, 0.4), away)
+        assert torch.allclose(torch.exp(again.logp - transition.logp), torch.ones(len(transition.rows)), atol=1e-6)
+        assert torch.allclose(again.mean, transition.mean, atol=1e-6)
+        again.logp.sum().backward()
+    norms = [p.grad.norm() for p in model.pipeline.transformer.parameters() if p.grad is not None]
+    assert sum(float(norm) for norm in norms) > 0
+    model.pipeline.transformer.zero_grad()
+
+
+def test_the_ratio_moves_when_the_weights_do(model):
+    config = SampleConfig(steps=STEPS, solver="euler", guidance_scale=1.0)
+    conditions, law = model.encode_text(PROMPTS), NoiseLaw("flow")
+    found = sample(model, conditions, start(model), config, None, Stochastic(chosen_steps(), law, generators()))
+    trained = [p for p in model.pipeline.transformer.parameters() if p.requires_grad]
+    with torch.no_grad():
+        for parameter in trained:
+            parameter.add_(0.02)
+        transition = found.transitions[0]
+        own = {k: v[transition.rows] for k, v in conditions.items()}
+        again = replay(model, own, transition, config, law)
+        for parameter in trained:
+            parameter.sub_(0.02)
+    assert bool(((again.logp - transition.logp).abs() > 1e-4).all())
+
+
+def test_without_a_stochastic_step_nothing_is_stored_and_nothing_changes(model):
+    config = SampleConfig(steps=STEPS, solver="euler", guidance_scale=1.0)
+    conditions = model.encode_text(PROMPTS)
+    plain = sample(model, conditions, start(model), config)
+    none = Stochastic(torch.zeros(3, STEPS, dtype=torch.bool), NoiseLaw("flow"), generators())
+    assert torch.equal(sample(model, conditions, start(model), config, None, none).latents, plain.latents)
+    assert plain.transitions == []
+
+
+def test_a_sample_does_not_depend_on_its_batch(model):
+    config = SampleConfig(steps=STEPS, solver="euler", guidance_scale=3.0)
+    conditions, negative, law = model.encode_text(PROMPTS), model.encode_text([""] * 3), NoiseLaw("flow")
+    together = sample(
+        model, conditions, start(model), config, negative, Stochastic(chosen_steps(), law, generators())
+    ).latents
+    for row in range(3):
+        own, away = ({k: v[row : row + 1] for k, v in part.items()} for part in (conditions, negative))
+        policy = Stochastic(chosen_steps()[row : row + 1], law, generators()[row : row + 1])
+        alone = sample(model, own, start(model)[row : row + 1], config, away, policy).latents
+        torch.testing.assert_close(alone, together[row : row + 1], rtol=1e-4, atol=1e-5)
+
+
+def test_p_a_branch_from_a_shared_prefix_is_the_full_rollout(model):
+    config = SampleConfig(steps=STEPS, solver="euler", guidance_scale=1.0)
+    conditions, law = model.encode_text(PROMPTS[:2]), NoiseLaw("flow")
+    steps = torch.zeros(2, STEPS, dtype=torch.bool)
+    steps[:, 2] = True
+    full = sample(model, conditions, start(model, 2), config, None, Stochastic(steps, law, generators(2)))
+    stored = full.transitions[0]
+    branch = sample(model, conditions, stored.x, config, None, Stochastic(steps, law, generators(2)), start=2)
+    assert torch.equal(branch.latents, full.latents)
+    assert branch.nfe == full.nfe - 2
+
+
+def test_guidance_outside_its_interval_is_neither_applied_nor_paid(model):
+    conditions, negative = model.encode_text(PROMPTS), model.encode_text([""] * 3)
+    inside = SampleConfig(steps=STEPS, solver="euler", guidance_scale=4.0, guidance_interval=(0.3, 0.9))
+    levels = inside.grid[:-1]
+    guided = int(((levels >= 0.3) & (levels <= 0.9)).sum())
+    assert 0 < guided < STEPS
+    found = sample(model, conditions, start(model), inside, negative)
+    assert found.nfe == STEPS + guided
+    never = inside.model_copy(update={"guidance_interval": (2.0, 3.0)})
+    off = inside.model_copy(update={"guidance_scale": 1.0})
+    assert torch.equal(
+        sample(model, conditions, start(model), never, negative).latents,
+        sample(model, conditions, start(model), off).latents,
+    )
+
+
+def test_what_cannot_be_sampled_says_why(model):
+    conditions = model.encode_text(PROMPTS)
+    with pytest.raises(ReelignError, match="negative prompt"):
+        sample(model, conditions, start(model), SampleConfig(steps=2, guidance_scale=3.0))
+    policy = Stochastic(chosen_steps(), NoiseLaw("flow"), generators())
+    with pytest.raises(ReelignError, match="solver=euler"):
+        sample(model, conditions, start(model), SampleConfig(steps=STEPS, guidance_scale=1.0), None, policy)
+
+
+def test_noise_follows_from_its_key_alone():
+    first = initial_noise([(0, "a", 0), (0, "b", 0)], (2, 3))
+    assert torch.equal(initial_noise([(0, "b", 0)], (2, 3))[0], first[1])
+    others = initial_noise([(1, "a", 0), (0, "a", 1), (0, "c", 0)], (2, 3))
+    assert all(not torch.equal(other, first[0]) for other in others)
+    assert first.dtype == torch.float32
