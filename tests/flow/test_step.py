@@ -1,6 +1,7 @@
 """Invariants (a) to (f), (h) and (i) of the method, in float64."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ def test_a_without_noise_the_sde_is_the_ode(step):
 
 @pytest.mark.parametrize("law", LAWS, ids=names)
 def test_b_the_sde_keeps_the_marginals_of_the_ode(law):
-    """Data N(m, s^2) has Gaussian marginals N((1 - sigma) m, (1 - sigma)^2 s^2 + sigma^2) and a velocity in closed form.
+    """Data N(m, s^2) has the marginals N((1 - sigma) m, (1 - sigma)^2 s^2 + sigma^2), and a velocity in closed form.
 
     The discretisation error shrinks with the step, so the grid is fine and the tolerance a few standard errors.
     """
@@ -52,7 +53,7 @@ def test_b_the_sde_keeps_the_marginals_of_the_ode(law):
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(particles, 1, generator=generator, dtype=torch.float64)
     x = (1 - grid[0]) * mean + ((1 - grid[0]) ** 2 * spread**2 + grid[0] ** 2).sqrt() * x
-    for sigma, sigma_next in zip(grid[:-2], grid[1:-1], strict=True):
+    for sigma, sigma_next in pairwise(grid[:-1]):
         variance = (1 - sigma) ** 2 * spread**2 + sigma**2
         data = mean + (1 - sigma) * spread**2 / variance * (x - (1 - sigma) * mean)
         velocity = (x - data) / sigma

@@ -1,12 +1,12 @@
 import pytest
 import torch
 from diffusers import WanPipeline
-from tiny_wan import KINDS, tiny_wan
 from torch import nn
 
 from reelign.errors import ReelignError
 from reelign.models.adapter import LoraSettings, attach_lora, merge_lora, save_lora
 from reelign.models.load import load_model
+from tiny_wan import KINDS, tiny_wan
 
 SETTINGS = LoraSettings(rank=4, alpha=6)
 

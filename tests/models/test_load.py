@@ -2,10 +2,10 @@ import json
 import shutil
 
 import pytest
-from tiny_wan import tiny_wan
 
 from reelign.errors import ReelignError
 from reelign.models.load import MINIATURE, load_model, model_folder
+from tiny_wan import tiny_wan
 
 
 def test_the_word_miniature_loads_the_model_that_ships():

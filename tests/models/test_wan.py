@@ -3,11 +3,11 @@
 import pytest
 import torch
 from diffusers import WanPipeline
-from tiny_wan import KINDS, tiny_wan
 
 from reelign.errors import ReelignError
 from reelign.models.load import load_model
 from reelign.sampling.sample import SampleConfig, sample
+from tiny_wan import KINDS, tiny_wan
 
 PROMPTS = ["a large red circle moves left", "a small blue ring stands still"]
 FRAMES, SIDE, STEPS = 9, 64, 6

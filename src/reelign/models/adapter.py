@@ -7,6 +7,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import WanPipeline
@@ -115,9 +116,10 @@ def save_lora(model: VideoModel, folder: Path, base: str) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         for part, network in model.denoisers().items():
+            adapters: Any = get_peft_model_state_dict(network, adapter_name=NAME)
             WanPipeline.save_lora_weights(
                 _place(partial, part),
-                transformer_lora_layers=get_peft_model_state_dict(network, adapter_name=NAME),
+                transformer_lora_layers=adapters,
                 transformer_lora_adapter_metadata=network.peft_config[NAME].to_dict(),
             )
         write_atomically(partial / CARD, json.dumps({"base": base, "kind": "lora"}, indent=2))
