@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from reelign.errors import ReelignError
@@ -39,7 +40,7 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except ReelignError as error:
-        errors.print(f"[bold red]reelign:[/] {error}", highlight=False)
+        errors.print(f"[bold red]reelign:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         errors.print("[bold red]reelign:[/] stopped; nothing that was saved is lost, the same command goes on.")

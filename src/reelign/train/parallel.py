@@ -62,7 +62,9 @@ class World:
         policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
         for block in blocks(module):
             fully_shard(block, mesh=self.mesh, mp_policy=policy)
-        fully_shard(module, mesh=self.mesh, mp_policy=policy)
+        # By default the outermost module keeps its gathered weights after a forward pass. After a validation, whose
+        # averaged weights are swapped out again, the next training step would then see weights of the average.
+        fully_shard(module, mesh=self.mesh, mp_policy=policy, reshard_after_forward=True)
 
     def mean(self, value: Tensor) -> Tensor:
         """Mean over all ranks."""

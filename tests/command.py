@@ -1,0 +1,53 @@
+"""The command line as a user runs it: a process of its own, and what it printed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+DEMO = ROOT / "recipes" / "demo.yaml"
+TINY = (
+    "curate=null",
+    "battery.count=4",
+    "battery.validation_count=2",
+    "sampler.steps=3",
+    "sft.data=[{kind: miniature, count: 12}]",
+    "sft.batch_size=4",
+    "sft.steps=12",
+    "sft.validate_every=6",
+    "sft.save_every=2",
+)
+"""A run of the demo's recipe in seconds."""
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """One thread a process, no network: what is not on disk is an error."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"} | extra
+
+
+def command(*arguments: str | Path) -> list[str]:
+    """The command line of `reelign ARGUMENTS`."""
+    return [sys.executable, "-m", "reelign.cli", *map(str, arguments)]
+
+
+def reelign(*arguments: str | Path, **extra: str) -> subprocess.CompletedProcess[str]:
+    """Run `reelign ARGUMENTS` to its end."""
+    return subprocess.run(
+        command(*arguments), capture_output=True, text=True, env=environment(**extra), timeout=300, check=False
+    )
+
+
+def torchrun(ranks: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run `reelign ARGUMENTS` on several ranks of this machine."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    return subprocess.run(
+        [*launch, "-m", "reelign.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment(CUDA_VISIBLE_DEVICES=""),
+        timeout=300,
+        check=False,
+    )

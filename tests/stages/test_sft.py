@@ -1,0 +1,145 @@
+"""The stage as a user runs it: killed, interrupted, on two ranks, full and LoRA."""
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import WanPipeline
+from safetensors.torch import load_file
+
+from command import DEMO, TINY, command, environment, reelign, torchrun
+from reelign.models.load import load_model
+
+
+def arguments(folder: Path, *more: str) -> list[str | Path]:
+    return ["sft", DEMO, *TINY, f"runs={folder}", "name=r", *more]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "r" / "sft" / "model" / "transformer" / "diffusion_pytorch_model.safetensors")
+
+
+def losses(folder: Path) -> dict[int, float]:
+    lines = (folder / "r" / "sft" / "metrics.jsonl").read_text().splitlines()
+    return {row["step"]: row["loss"] for row in map(json.loads, lines) if "loss" in row}
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory):
+    """The uninterrupted run on one rank."""
+    folder = tmp_path_factory.mktemp("one")
+    done = reelign(*arguments(folder), CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        assert process.poll() is None, "the run ended before it could be stopped"
+        path = folder / "r" / "sft" / "metrics.jsonl"
+        if path.exists() and f'"step": {step},' in path.read_text():
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"step {step} was never reached")
+
+
+def test_training_changes_the_weights_and_lowers_no_guard(one_rank):
+    before = load_model("miniature", device="cpu").pipeline.transformer.state_dict()
+    after = weights(one_rank)
+    assert any(not torch.equal(after[name], value) for name, value in before.items() if name in after)
+    assert sorted(losses(one_rank)) == list(range(1, 13))
+    card = json.loads((one_rank / "r" / "sft" / "model" / "card.json").read_text())
+    assert card["stage"] == "sft"
+    assert card["parent"] == "base"
+    assert set(card["scores"]) == {"text", "visual", "motion"}
+
+
+@pytest.mark.parametrize("step", [3, 7, 11])
+def test_o_a_killed_run_ends_in_the_same_bits(one_rank, tmp_path, step):
+    process = subprocess.Popen(
+        command(*arguments(tmp_path)),
+        env=environment(CUDA_VISIBLE_DEVICES=""),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    wait_for_step(tmp_path, step, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "r" / "sft" / "stage.json").exists()
+    again = reelign(*arguments(tmp_path), CUDA_VISIBLE_DEVICES="")
+    assert again.returncode == 0, again.stderr
+    wanted, found = weights(one_rank), weights(tmp_path)
+    assert wanted.keys() == found.keys()
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    assert losses(tmp_path) == losses(one_rank)
+
+
+def test_ctrl_c_saves_says_so_and_the_same_command_goes_on(one_rank, tmp_path):
+    process = subprocess.Popen(
+        command(*arguments(tmp_path)),
+        env=environment(CUDA_VISIBLE_DEVICES=""),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for_step(tmp_path, 3, process)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "the same command goes on" in said
+    assert "Traceback" not in said
+    assert reelign(*arguments(tmp_path), CUDA_VISIBLE_DEVICES="").returncode == 0
+    assert all(torch.equal(weights(tmp_path)[name], value) for name, value in weights(one_rank).items())
+
+
+def test_two_ranks_train_what_one_rank_trains(one_rank, tmp_path):
+    done = torchrun(2, *arguments(tmp_path))
+    assert done.returncode == 0, done.stderr
+    alone, together = losses(one_rank), losses(tmp_path)
+    assert alone.keys() == together.keys()
+    assert all(together[step] == pytest.approx(loss, rel=1e-4) for step, loss in alone.items())
+    for name, value in weights(one_rank).items():
+        torch.testing.assert_close(weights(tmp_path)[name], value, rtol=1e-3, atol=2e-5, msg=name)
+
+
+def test_a_checkpoint_of_two_ranks_goes_on_on_one(one_rank, tmp_path):
+    """Two ranks run to the end; without their last checkpoint one rank goes on from the one before."""
+    assert torchrun(2, *arguments(tmp_path)).returncode == 0
+    run = tmp_path / "r" / "sft"
+    checkpoints = sorted((run / "checkpoints").glob("step-*"))
+    shutil.rmtree(checkpoints[-1])
+    (run / "stage.json").unlink()
+    shutil.rmtree(run / "model")
+    assert len(checkpoints) > 1
+    again = reelign(*arguments(tmp_path), CUDA_VISIBLE_DEVICES="")
+    assert again.returncode == 0, again.stderr
+    for name, value in weights(one_rank).items():
+        torch.testing.assert_close(weights(tmp_path)[name], value, rtol=1e-3, atol=2e-5, msg=name)
+
+
+def test_a_finished_run_is_not_run_again(one_rank):
+    before = (one_rank / "r" / "sft" / "metrics.jsonl").read_bytes()
+    assert reelign(*arguments(one_rank), CUDA_VISIBLE_DEVICES="").returncode == 0
+    assert (one_rank / "r" / "sft" / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_lora_is_trained_saved_and_loaded_by_diffusers(tmp_path):
+    done = reelign(*arguments(tmp_path, "sft.method=lora", "sft.lora.rank=4", "sft.steps=2", "sft.optim.lr=1e-3"))
+    assert done.returncode == 0, done.stderr
+    artifact = tmp_path / "r" / "sft" / "model"
+    ours = load_model(artifact, device="cpu")
+    theirs = WanPipeline.from_pretrained(Path(ours.pipeline.config._name_or_path))
+    theirs.load_lora_weights(artifact)
+    latents = torch.randn(1, *ours.latent_shape(17, 32, 32), generator=torch.Generator().manual_seed(0))
+    conditions = ours.encode_text(["a large red circle moving left fast on a white background"])
+    base = load_model("miniature", device="cpu").velocity(latents, torch.tensor([0.5]), conditions)
+    wanted = ours.velocity(latents, torch.tensor([0.5]), conditions)
+    ours.pipeline = theirs
+    assert torch.equal(ours.velocity(latents, torch.tensor([0.5]), conditions), wanted)
+    assert not torch.allclose(base, wanted)
