@@ -96,12 +96,12 @@ def generate(
     model: Model,
     prompt: Annotated[str, typer.Argument(help="What the clip should show.")],
     out: Annotated[Path, typer.Option(help="The MP4 to write.")] = Path("clip.mp4"),
-    seed: Annotated[int, typer.Option(help="Same seed, same clip.")] = 0,
-    steps: Annotated[int, typer.Option(help="Steps of the sampler.")] = 20,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 turns it off.")] = None,
-    frames: Annotated[int | None, typer.Option(help="Frames, 4n + 1.")] = None,
-    height: Annotated[int | None, typer.Option(help="Height in pixels.")] = None,
-    width: Annotated[int | None, typer.Option(help="Width in pixels.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same clip.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="Steps of the sampler.")] = 20,
+    guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale; 1 turns it off.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames, 4n + 1.")] = None,
+    height: Annotated[int | None, typer.Option(min=1, help="Height in pixels.")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Width in pixels.")] = None,
 ) -> None:
     """Write one clip: reelign generate miniature "a large red circle moving left fast on a white background"."""
     from reelign.inference.generate import generate_clip

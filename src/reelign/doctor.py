@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from reelign.data.buckets import Bucket
+from reelign.data.buckets import Bucket, plan_buckets
 from reelign.data.manifest import read_manifest, verify_clips
 from reelign.errors import ReelignError
 from reelign.models.adapter import attach_lora
@@ -121,7 +121,8 @@ def _sampler(recipe: Recipe, model: VideoModel) -> str:
 
 def _dataset(recipe: Recipe, model: VideoModel, source: DatasetSource, index: int) -> str:
     bucket = Bucket(frames=recipe.battery.frames, height=recipe.battery.height, width=recipe.battery.width)
-    for chosen in source.buckets or [bucket]:
+    buckets = source.buckets or [bucket]
+    for chosen in buckets:
         model.latent_shape(chosen.frames, chosen.height, chosen.width)
     if source.path is None:
         if recipe.curate is None:
@@ -135,9 +136,12 @@ def _dataset(recipe: Recipe, model: VideoModel, source: DatasetSource, index: in
         raise ReelignError(
             f"{source.path}: {len(missing)} clips are gone or changed, first {missing[0]}; curate again."
         )
+    plan = plan_buckets(rows, buckets, source.fps or recipe.battery.fps, source.windows)
+    if not plan.windows:
+        raise ReelignError(f"{source.path}: none of its {len(rows)} clips fits a bucket. {plan}")
     without = sum(not row.get("caption") for row in rows)
     caption = f"{without} of them without a caption" if without else "all captioned"
-    return f"{len(rows)} clips, {caption}; every bucket fits the autoencoder."
+    return f"{len(rows)} clips, {caption}; {len(plan.windows)} training clips in buckets that fit the autoencoder."
 
 
 def _batch(config: SftConfig) -> str:

@@ -75,7 +75,7 @@ class _Run:
     def __init__(self, recipe: Recipe, world: World, interrupt: Interrupt, progress: Progress) -> None:
         self.recipe, self.world, self.interrupt, self.progress = recipe, world, interrupt, progress
         self.folder = recipe.folder
-        self.ledger = Ledger(self.folder / "ledger.jsonl")
+        self.ledger = Ledger(self.folder / "ledger.jsonl", enabled=world.is_main)
 
     def go(self, command: str) -> RunResult:
         recipe = self.recipe

@@ -109,12 +109,14 @@ def _override(values: dict[str, Any], override: str) -> None:
 
 def _enter(place: Any, key: str, path: str) -> Any:
     if isinstance(place, list):
-        return place[_index(place, key, path)]
-    if place.get(key) is None:
-        place[key] = {}
-    if not isinstance(place[key], dict | list):
-        raise ReelignError(f"the override cannot go below `{path}`: it is a single value, {place[key]!r}.")
-    return place[key]
+        inner = place[_index(place, key, path)]
+    else:
+        if place.get(key) is None:
+            place[key] = {}
+        inner = place[key]
+    if not isinstance(inner, dict | list):
+        raise ReelignError(f"the override cannot go below `{path}`: it is a single value, {inner!r}.")
+    return inner
 
 
 def _index(place: list[Any], key: str, path: str) -> int:
@@ -124,31 +126,40 @@ def _index(place: list[Any], key: str, path: str) -> int:
 
 
 def _explain(problem: Any, root: type[BaseModel] = Recipe) -> str:
-    location = [part for part in problem["loc"] if not _is_union_tag(part)]
-    path = ".".join(str(part) for part in location)
+    *parents, last = problem["loc"] or ("",)
     if problem["type"] != "extra_forbidden":
+        path, _ = _follow(problem["loc"], root)
         given = "" if problem["type"] == "missing" else f" (given: {problem['input']!r})"
         return f"  {path}: {problem['msg']}{given}"
-    valid = _valid_keys(location[:-1], root)
-    near = difflib.get_close_matches(str(location[-1]), valid, n=1, cutoff=0.5)
-    hint = f"did you mean `{near[0]}`?" if near else f"valid keys here: {', '.join(sorted(valid))}."
-    return f"  {path}: unknown key; {hint}"
+    path, classes = _follow(parents, root)
+    valid = sorted({key for model in classes for key in model.model_fields})
+    near = difflib.get_close_matches(str(last).lower(), valid, n=1, cutoff=0.5)
+    hint = f"did you mean `{near[0]}`?" if near else f"valid keys here: {', '.join(valid)}."
+    return f"  {path}{'.' if path else ''}{last}: unknown key; {hint}"
 
 
-def _is_union_tag(part: Any) -> bool:
-    """Pydantic puts the class of a union's member into the location; it is not a key of the file."""
-    return isinstance(part, str) and part[:1].isupper()
+def _follow(location: Sequence[Any], root: type[BaseModel]) -> tuple[str, list[type[BaseModel]]]:
+    """The key path of a place in the file, and the classes that may stand there.
 
-
-def _valid_keys(location: Sequence[Any], root: type[BaseModel]) -> list[str]:
-    """All keys that may stand at a place, found by walking the classes."""
+    Pydantic puts the member of a union (its class, or its `kind`) into the location; it is not a key of the file.
+    """
+    path: list[str] = []
     classes: list[type[BaseModel]] = [root]
     for part in location:
-        if isinstance(part, int):
-            continue
         fields = [found.model_fields[part].annotation for found in classes if part in found.model_fields]
-        classes = [model for annotation in fields for model in _models(annotation)]
-    return sorted({key for model in classes for key in model.model_fields})
+        members = [found for found in classes if part == found.__name__ or part in _kinds(found)]
+        if members and not fields:
+            classes = members
+            continue
+        path.append(str(part))
+        if not isinstance(part, int):
+            classes = [model for annotation in fields for model in _models(annotation)]
+    return ".".join(path), classes
+
+
+def _kinds(model: type[BaseModel]) -> tuple[Any, ...]:
+    """What a member of a discriminated union is called in the file."""
+    return get_args(model.model_fields["kind"].annotation) if "kind" in model.model_fields else ()
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

@@ -1,11 +1,12 @@
+"""Numbers over steps: JSON lines always, further places when asked for and installed."""
+
 import json
 import sys
 
 import pytest
 
 from reelign.errors import ReelignError
-from reelign.train.ledger import Ledger
-from reelign.train.track import Tracker
+from reelign.train.track import Sink, Tracker, read_metrics
 
 
 def rows(folder):
@@ -52,21 +53,39 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(7, 0.5)]
 
 
-def test_a_sink_that_is_not_installed_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ReelignError, match="pip install wandb"):
-        Tracker(tmp_path, enabled=True, sinks=["wandb"])
+@pytest.mark.parametrize(("sink", "module"), [("wandb", "wandb"), ("tensorboard", "tensorboard")])
+def test_a_sink_that_is_not_installed_says_what_to_install(tmp_path, monkeypatch, sink: Sink, module):
+    for name in [name for name in sys.modules if name.startswith(("torch.utils.tensorboard", module))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ReelignError, match=f"pip install {sink}"):
+        Tracker(tmp_path, sinks=[sink])
+    assert Tracker(tmp_path, enabled=False, sinks=[sink]).path == tmp_path / "metrics.jsonl"
 
 
-def test_the_ledger_writes_a_phase_also_when_it_fails(tmp_path):
-    ledger = Ledger(tmp_path / "ledger.jsonl")
-    with ledger.phase("good") as cost:
-        cost.nfe, cost.clips = 12, 3
-    with pytest.raises(RuntimeError), ledger.phase("bad") as cost:
-        cost.clips = 1
-        raise RuntimeError
-    good, bad = (json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines())
-    assert (good["phase"], good["nfe"], good["clips"], good["completed"]) == ("good", 12, 3, True)
-    assert (bad["phase"], bad["clips"], bad["completed"]) == ("bad", 1, False)
-    assert good["seconds"] >= 0
-    assert good["peak_memory_bytes"] > 0
+def test_resuming_at_the_beginning_of_a_new_folder_is_nothing(tmp_path):
+    tracker = Tracker(tmp_path / "new")
+    tracker.resume(0)
+    assert not (tmp_path / "new").exists()
+
+
+def test_all_rows_of_the_resumed_step_are_kept(tmp_path):
+    """A step has its loss and, where it was validated, a second row."""
+    tracker = Tracker(tmp_path)
+    tracker.log(4, loss=0.5)
+    tracker.log(4, score=0.9)
+    tracker.log(5, loss=0.4)
+    tracker.resume(4)
+    assert rows(tmp_path) == [{"step": 4, "loss": 0.5}, {"step": 4, "score": 0.9}]
+
+
+def test_another_rank_does_not_cut_the_file(tmp_path):
+    main = Tracker(tmp_path)
+    main.log(1, loss=0.5)
+    Tracker(tmp_path, enabled=False).resume(0)
+    assert rows(tmp_path) == [{"step": 1, "loss": 0.5}]
+
+
+def test_a_torn_line_is_not_read(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "lo')
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 0.5}]

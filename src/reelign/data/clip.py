@@ -38,6 +38,10 @@ class Clip:
             raise ValueError(f"clip {self.id!r}: fps must be positive, got {self.fps}")
 
 
+X264 = "threads=1:cpu-independent=1"
+"""The same frames give the same bytes, on every machine: x264's AVX-512 code alone does not keep that promise."""
+
+
 def write_clip(path: Path, frames: np.ndarray, fps: float, crf: int = 12) -> None:
     """Write uint8 RGB frames (T, H, W, 3) as H.264 MP4; atomic: a half-written file never bears the name.
 
@@ -51,7 +55,7 @@ def write_clip(path: Path, frames: np.ndarray, fps: float, crf: int = 12) -> Non
         with av.open(str(partial), "w", format="mp4", options={"movflags": "+faststart"}) as container:
             stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
             stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
-            stream.options = {"crf": str(crf), "preset": "medium", "threads": "1"}
+            stream.options = {"crf": str(crf), "preset": "medium", "x264-params": X264}
             for frame in frames:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
             container.mux(stream.encode())

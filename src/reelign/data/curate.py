@@ -156,10 +156,10 @@ class _Curation:
                 if drop is not None:
                     self.drop(name, drop, trimmed["start"], trimmed["end"])
                 else:
-                    passed.append(
-                        trimmed
-                        | {"source": name, "path": path, "probe": probe, "pixels": probe["height"] * probe["width"]}
-                    )
+                    weight = path.stat().st_size / max(probe["seconds"], 1e-3)
+                    pixels = probe["height"] * probe["width"]
+                    facts_of_file = {"source": name, "path": path, "probe": probe}
+                    passed.append(trimmed | facts_of_file | {"pixels": pixels, "bytes_per_second": weight})
         return passed
 
     def _trim(self, shot: Row, number: int, facts: Row) -> Row:
@@ -176,7 +176,9 @@ class _Curation:
         repeated = find_duplicates(shots, self.config.select.duplicate_distance)
         for index, twin in repeated.items():
             other = shots[twin]
-            reason = f"looks like {other['source']} from {other['start']:.1f} s, which is larger or longer"
+            reason = (
+                f"looks like {other['source']} from {other['start']:.1f} s, which is larger, longer or of more bits"
+            )
             self.drop_shot(
                 shots[index],
                 Drop("near-duplicate", other["source"], f"{self.config.select.duplicate_distance} bits", reason),

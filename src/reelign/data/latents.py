@@ -12,6 +12,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -103,17 +104,23 @@ class LatentCache:
 def read_window(dataset: Path, window: Window) -> np.ndarray:
     """Frames of a window, fitted to its bucket: uint8 (T, H, W, 3)."""
     path = dataset / str(window.row["path"])
-    if not path.exists():
-        raise ReelignError(f"{path} is gone: the dataset changed after its curation. Run reelign curate again.")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != window.row["sha256"]:
-        raise ReelignError(f"{path} is not the clip that was curated (its SHA-256 differs). Run reelign curate again.")
-    frames = read_clip(path).frames
+    frames = _verified_frames(path, str(window.row["sha256"]))
     if max(window.indices) >= len(frames):
         raise ReelignError(
             f"{path} has {len(frames)} frames, its manifest says {window.row['frames']}. Run reelign curate again."
         )
     bucket: Bucket = window.bucket
     return fit_frames(frames[list(window.indices)], bucket.height, bucket.width)
+
+
+@lru_cache(maxsize=1)
+def _verified_frames(path: Path, sha256: str) -> np.ndarray:
+    """All frames of a clip that is still what was curated; the windows of a clip follow each other."""
+    if not path.exists():
+        raise ReelignError(f"{path} is gone: the dataset changed after its curation. Run reelign curate again.")
+    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        raise ReelignError(f"{path} is not the clip that was curated (its SHA-256 differs). Run reelign curate again.")
+    return read_clip(path).frames
 
 
 def weights_digest(module: nn.Module) -> str:

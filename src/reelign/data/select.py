@@ -115,11 +115,13 @@ def gate_shot(shot: dict[str, Any], probe: dict[str, Any], rules: SelectConfig) 
 
 
 def find_duplicates(shots: Sequence[dict[str, Any]], distance: int) -> dict[int, int]:
-    """Which shots repeat another: index -> index of the one that is kept (larger, then longer, then first by name)."""
-    order = sorted(
-        range(len(shots)),
-        key=lambda i: (-shots[i]["pixels"], -shots[i]["frames"], shots[i]["source"], shots[i]["start"]),
-    )
+    """Which shots repeat another: index -> index of the one kept: larger, longer, of more bits, first by name."""
+
+    def worth(index: int) -> tuple[Any, ...]:
+        shot = shots[index]
+        return -shot["pixels"], -shot["frames"], -shot["bytes_per_second"], shot["source"], shot["start"]
+
+    order = sorted(range(len(shots)), key=worth)
     kept: list[int] = []
     found: dict[int, int] = {}
     hashes = [np.array([int(h, 16) for h in shot["hashes"]], np.uint64) for shot in shots]

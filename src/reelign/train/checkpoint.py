@@ -1,7 +1,8 @@
 """Checkpoints that are whole or absent: tensors by torch.distributed.checkpoint, the rest in a manifest written last.
 
 ```
-checkpoints/step-00000100/   *.distcp  .metadata  manifest.json   {"step", "metric", "values", "files": {name: sha256}}
+checkpoints/step-00000100/   *.distcp  .metadata
+                             manifest.json   {"step", "metric", "values", "files": {name: sha256}, "sha256": of these}
 ```
 A folder without a manifest, or with a file that differs from it, is not a checkpoint. Tensors may be plain or
 sharded: a checkpoint of two ranks is read by one and the other way round.
@@ -61,7 +62,7 @@ class Checkpoints:
             if main:
                 files = {p.name: _sha256(p) for p in sorted(partial.iterdir())}
                 manifest = {"step": step, "metric": metric, "values": values, "files": files}
-                write_atomically(partial / MANIFEST, json.dumps(manifest))
+                write_atomically(partial / MANIFEST, json.dumps(manifest | {"sha256": _seal(manifest)}))
                 shutil.rmtree(target, ignore_errors=True)
                 partial.replace(target)
                 self._forget()
@@ -83,9 +84,9 @@ class Checkpoints:
 
     def best(self) -> Path | None:
         """The intact checkpoint with the highest metric; the newest of equals."""
-        rated = [(p, json.loads((p / MANIFEST).read_text())["metric"]) for p in self._whole()]
-        rated = [(path, metric) for path, metric in rated if metric is not None and _intact(path)]
-        return max(rated, key=lambda pair: (pair[1], pair[0].name))[0] if rated else None
+        intact = [path for path in self._whole() if _intact(path)]
+        rated = [(json.loads((path / MANIFEST).read_text(encoding="utf-8"))["metric"], path) for path in intact]
+        return max(((metric, path) for metric, path in rated if metric is not None), default=(None, None))[1]
 
     def load(self, path: Path, state: State) -> dict[str, Any]:
         """Read a checkpoint into `state`, in place; every rank must call this.
@@ -141,14 +142,19 @@ def _split(state: State) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _intact(path: Path) -> bool:
     """Whether the manifest is there and every file is the one that it names."""
     try:
-        files = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
-        wrong = [name for name, digest in files.items() if _sha256(path / name) != digest]
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        wrong = [MANIFEST] if manifest.pop("sha256") != _seal(manifest) else []
+        wrong += [name for name, digest in manifest["files"].items() if _sha256(path / name) != digest]
     except (OSError, ValueError, KeyError) as error:
         logger.warning("the checkpoint %s is damaged (%s) and passed over", path, error)
         return False
     if wrong:
         logger.warning("the checkpoint %s is damaged (%s differ) and passed over", path, ", ".join(wrong))
     return not wrong
+
+
+def _seal(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

@@ -56,8 +56,9 @@ class Ledger:
         if not self.enabled:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write("\n" * torn + json.dumps(row) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
         """All phases so far; a line that a crash tore off is left out."""

@@ -111,14 +111,14 @@ class Optimizer:
                     master.copy_(state[f"master.{name}"])
                 for key, value in self._moments(name).items():
                     value.copy_(state[f"{key}.{name}"])
-                self.adamw.state[master]["step"] = torch.tensor(float(self.steps_done))
 
     def _moments(self, name: str) -> dict[str, Tensor]:
-        """The two moments, made as zeros where no step was taken yet, so that a checkpoint can be read into them."""
+        """The two moments and the count of their updates (a weight without gradient is passed over), made as zeros
+        where no step was taken yet, so that a checkpoint can be read into them."""
         master = self.masters[name]
         state = self.adamw.state[master]
         if "exp_avg" not in state:
             state["step"] = torch.tensor(0.0)
             state["exp_avg"] = torch.zeros_like(master)
             state["exp_avg_sq"] = torch.zeros_like(master)
-        return {"exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"]}
+        return {key: state[key] for key in ("exp_avg", "exp_avg_sq", "step")}
