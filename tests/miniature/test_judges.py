@@ -1,0 +1,62 @@
+"""What the judges promise, as `reelign miniature check` measures it, on fewer clips."""
+
+import numpy as np
+import pytest
+
+from reelign.miniature.check_judges import JUDGES, due_axis, judge_report, wrong
+from reelign.miniature.render import MOTION_DEFECTS, VISUAL_DEFECTS, defective, render
+from reelign.miniature.world import ATTRIBUTES, FRAMES, SIDE, scenes
+
+
+@pytest.fixture(scope="module")
+def report():
+    return judge_report(n=40, seed=1)
+
+
+def test_every_promise_of_the_judges_is_kept(report):
+    assert not [sentence for kept, sentence in report.requirements if not kept]
+    assert len(report.requirements) == 2 * (1 + len(ATTRIBUTES) + len(VISUAL_DEFECTS) + len(MOTION_DEFECTS)) + 4 + 1
+
+
+def test_the_tables_show_every_defect_for_both_judges(report):
+    assert [title for title, *_ in report.tables] == ["Evaluation judge", "Training judge"]
+    for _, header, rows in report.tables:
+        assert all(len(row) == len(header) for row in rows)
+        assert {row[0] for row in rows} >= {"clean", "wrong motion", *VISUAL_DEFECTS, *MOTION_DEFECTS}
+
+
+@pytest.mark.parametrize("see", JUDGES.values(), ids=JUDGES)
+class TestBoth:
+    def test_a_stronger_defect_scores_lower(self, see):
+        scene = next(s for s in scenes(True) if s.motion == "left" and s.size == "large")
+        for defect in (*VISUAL_DEFECTS, *MOTION_DEFECTS):
+            axis = due_axis(defect)
+            means = [
+                np.mean(
+                    [
+                        see(defective(scene, np.random.default_rng(i), defect, strength), scene).scores[axis]
+                        for i in range(8)
+                    ]
+                )
+                for strength in (0.0, 0.5, 1.2)
+            ]
+            assert means[0] > means[1] > means[2], defect
+
+    def test_an_empty_picture_and_pure_noise_score_low_and_finite(self, see):
+        scene = scenes(True)[0]
+        noise = np.random.default_rng(0).integers(0, 256, (FRAMES, SIDE, SIDE, 3)).astype(np.uint8)
+        for frames in (np.zeros_like(noise), np.full_like(noise, 118), noise):
+            verdict = see(frames, scene)
+            assert all(0 <= score <= 1 for score in verdict.scores.values())
+            assert verdict.visual * verdict.motion < 0.5
+            assert verdict.text < 0.7
+
+    def test_only_what_is_stated_is_judged(self, see):
+        scene = next(s for s in scenes(True) if s.motion == "up")
+        frames = render(wrong(scene, "size", np.random.default_rng(0)), np.random.default_rng(1))
+        assert see(frames, scene, ("colour", "motion")).attributes == {"colour": True, "motion": True}
+        assert see(frames, scene, ("size",)).text == 0.0
+
+    def test_the_speed_of_a_still_object_is_never_judged(self, see):
+        scene = next(s for s in scenes(True) if s.motion == "still")
+        assert "speed" not in see(render(scene, np.random.default_rng(0)), scene).attributes
