@@ -14,6 +14,7 @@ from reelign.evaluate.battery import BatteryConfig, run_battery, tasks
 from reelign.evaluate.ceilings import miniature_ceilings
 from reelign.evaluate.evaluation import Evaluation
 from reelign.inference.evaluate import TextTable
+from reelign.miniature.build import GUIDANCE_SCALE
 from reelign.miniature.check_judges import judge_report
 from reelign.miniature.judge import judge
 from reelign.miniature.judgement import AXES
@@ -24,7 +25,7 @@ from reelign.models.load import load_model
 from reelign.sampling.sample import SampleConfig
 
 Progress = Callable[[str, int, int, str], None]
-GUIDED = SampleConfig(steps=20, shift=3.0, solver="unipc", guidance_scale=3.0)
+GUIDED = SampleConfig(steps=20, shift=3.0, solver="unipc", guidance_scale=GUIDANCE_SCALE)
 PLAIN = GUIDED.model_copy(update={"guidance_scale": 1.0})
 MIB = 2**20
 
@@ -57,7 +58,7 @@ def check(capacity: Path | None, sft: str | None, count: int, progress: Progress
     _codec(found, base, count)
     battery = BatteryConfig(count=count, keep_clips=0)
     rows = {
-        "base, guidance 3": _run("base", base, battery, GUIDED, progress),
+        "base, guided": _run("base", base, battery, GUIDED, progress),
         "base, no guidance": _run("base, no guidance", base, battery, PLAIN, progress),
         "base, users' prompts": _run(
             "base, users", base, battery.model_copy(update={"style": "user"}), GUIDED, progress
@@ -66,7 +67,7 @@ def check(capacity: Path | None, sft: str | None, count: int, progress: Progress
     _base(found, rows)
     if sft is not None:
         model = load_model(sft)
-        rows["SFT, guidance 3"] = _run("SFT", model, battery, GUIDED, progress)
+        rows["SFT, guided"] = _run("SFT", model, battery, GUIDED, progress)
         rows["SFT, users' prompts"] = _run(
             "SFT, users", model, battery.model_copy(update={"style": "user"}), GUIDED, progress
         )
@@ -115,7 +116,7 @@ def _run(name: str, model: VideoModel, battery: BatteryConfig, sampler: SampleCo
 
 def _base(found: Check, rows: dict[str, Evaluation]) -> None:
     guided, plain, users = (rows[key].means()["text"] for key in list(rows)[:3])
-    found.require(0.60 <= guided <= 0.85, f"base, full captions, guidance: text {guided:.3f} (0.60 to 0.85)")
+    found.require(0.60 <= guided <= 0.85, f"base, full captions, guided: text {guided:.3f} (0.60 to 0.85)")
     found.require(plain <= guided - 0.05, f"base without guidance: text {plain:.3f} (clearly below {guided:.3f})")
     found.require(users <= guided - 0.05, f"base, users' prompts: text {users:.3f} (clearly below {guided:.3f})")
 
@@ -130,8 +131,8 @@ def _capacity(found: Check, evaluation: Evaluation) -> None:
 
 def _headroom(found: Check, rows: dict[str, Evaluation], ceiling: dict[str, float]) -> None:
     pairs = [
-        ("visual", "base, guidance 3", "SFT, guidance 3", "visual"),
-        ("motion", "base, guidance 3", "SFT, guidance 3", "motion"),
+        ("visual", "base, guided", "SFT, guided", "visual"),
+        ("motion", "base, guided", "SFT, guided", "motion"),
         ("text on users' prompts", "base, users' prompts", "SFT, users' prompts", "text"),
     ]
     for label, before, after, axis in pairs:

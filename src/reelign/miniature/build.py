@@ -13,6 +13,8 @@ from reelign.miniature.captions import vocabulary
 
 TEXT_WIDTH, TEXT_LENGTH = 96, 20
 FLOW_SHIFT = 3.0
+GUIDANCE_SCALE = 2.0
+"""Of deployment. From 3 on, guidance hides what careless captions did to the base."""
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

@@ -30,7 +30,7 @@ class PairQuality:
 
 
 CLEAN = PairQuality()
-SCRAPED = PairQuality(defects=0.45, wrong=0.12, missing=0.12, user_words=0.06)
+SCRAPED = PairQuality(defects=0.45, wrong=0.07, missing=0.10, user_words=0.06)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reelign.flow.path import interpolate, velocity_target
-from reelign.miniature.build import build_denoiser, build_text_encoder, build_tokenizer, make_pipeline
+from reelign.miniature.build import GUIDANCE_SCALE, build_denoiser, build_text_encoder, build_tokenizer, make_pipeline
 from reelign.miniature.pairs import CLEAN, SCRAPED, PairQuality, pairs
 from reelign.miniature.world import FPS, FRAMES, SIDE
 from reelign.models.base import NativeSize
@@ -39,7 +39,7 @@ Progress = Callable[[str, int, int, float], None]
 """Called with (part, step, steps, loss)."""
 
 CODEC_STEPS, CODEC_BATCH = 3000, 16
-DENOISER_STEPS = {"base": 4500, "capacity": 6000}
+DENOISER_STEPS = {"base": 6000, "capacity": 6000}
 QUALITY = {"base": SCRAPED, "capacity": CLEAN}
 PAIRS, BATCH = 48_000, 64
 CAPTION_DROPOUT = 0.1
@@ -157,7 +157,7 @@ def save_average(network: nn.ModuleDict, average: dict[str, Tensor], codec: Bloc
         for name, value in network.named_parameters():
             value.copy_(average[name])
     pipeline = make_pipeline(network["denoiser"], network["text_encoder"], codec)
-    WanModel(pipeline, folder.name, NativeSize(FRAMES, SIDE, SIDE, FPS, guidance_scale=3.0)).save(folder)
+    WanModel(pipeline, folder.name, NativeSize(FRAMES, SIDE, SIDE, FPS, guidance_scale=GUIDANCE_SCALE)).save(folder)
 
 
 def _flow_matching_loss(
