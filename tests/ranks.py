@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from reelign.train.checkpoint import Checkpoints
 from reelign.train.ema import Ema
@@ -128,6 +129,7 @@ def _train(job: Job, world: World) -> dict[str, Any]:
         "validated": validated,
         "weights": weights,
         "average": {name: full(value) for name, value in ema.average.items()},
+        "units": [name for name, module in model.named_modules() if isinstance(module, FSDPModule)],
         "sharded": sum(p.to_local().numel() if world.mesh else p.numel() for p in trained.values()),  # type: ignore[operator]
     }
 

@@ -72,6 +72,12 @@ def test_each_rank_keeps_only_its_part(alone, together) -> None:
     assert max(rank["sharded"] for rank in together) < 0.7 * total
 
 
+def test_each_block_is_gathered_by_itself_and_then_the_rest(alone, together) -> None:
+    """So that a rank never holds all weights at once."""
+    assert alone["units"] == []
+    assert all(rank["units"] == ["", "blocks.0", "blocks.1"] for rank in together)
+
+
 def test_accumulation_changes_nothing_on_one_rank(alone, tmp_path) -> None:
     found = run_alone(Job(str(tmp_path), accumulate=2))
     assert found["losses"] == pytest.approx(alone["losses"], rel=1e-5)

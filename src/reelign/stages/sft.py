@@ -61,13 +61,13 @@ def run_sft(context: StageContext, config: SftConfig) -> Path:
     with context.ledger.phase("sft/encode") as cost:
         data = build_training_set(config.data, model, context)
         cost.clips = len(data.training)
-    trainer = _Trainer(model, data, context, config)
+    trainer = Trainer(model, data, context, config)
     trainer.resume()
     trainer.train()
     return trainer.finish()
 
 
-class _Trainer:
+class Trainer:
     """The loop and the state that a checkpoint holds."""
 
     def __init__(self, model: VideoModel, data: TrainingSet, context: StageContext, config: SftConfig) -> None:
