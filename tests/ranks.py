@@ -97,7 +97,7 @@ def _train(job: Job, world: World) -> dict[str, Any]:
     config = OptimConfig(lr=0.02, warmup_steps=2, schedule="cosine", weight_decay=0.01, max_grad_norm=0.5)
     optimizer, ema = Optimizer(trained.items(), config, job.steps), Ema(trained.items(), 0.9)
     checkpoints = Checkpoints(Path(job.folder) / "checkpoints", keep_last=8)
-    state = {"weights": trained, "optimizer": optimizer, "ema": ema}
+    state = {"optimizer": optimizer, "ema": ema}
     step, losses, norms, validated = 0, {}, {}, {}
     if (latest := checkpoints.latest()) is not None:
         step = int(checkpoints.load(latest, state | {"step": step})["step"])

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from command import ROOT, reelign
+from command import ROOT, reelign, torchrun
 from footage import pan, write
 from reelign.data.curate import CurateConfig, curate
 from reelign.doctor import examine
@@ -74,3 +74,32 @@ def test_the_recipe_runs_to_its_report_in_small(place, name):
     summary = json.loads((run / "summary.json").read_text())
     assert [stage["name"] for stage in summary["stages"]] == ["base", "sft"]
     assert summary["stages"][1]["gsb"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_bfloat16_trains_on_two_ranks_as_on_one(place, name):
+    """The recipes' own precision, with real gradients; losses agree as far as bfloat16 lets them."""
+    losses = []
+    for ranks in (1, 2):
+        small = [
+            f"name={name}-bf16-{ranks}",
+            "dtype=bfloat16",
+            "battery.prompts=" + str(ROOT / "recipes" / "prompts.txt"),
+            "battery.count=2",
+            "battery.validation_count=2",
+            "battery.frames=9",
+            "battery.height=32",
+            "battery.width=48",
+            "sampler.steps=2",
+            "sft.steps=3",
+            "sft.batch_size=2",
+            "sft.accumulate=1",
+        ]
+        settings = [*(o for o in overrides(place) if not o.startswith("dtype")), *small]
+        arguments = ["run", ROOT / "recipes" / f"{name}.yaml", *settings]
+        done = torchrun(2, *arguments) if ranks == 2 else reelign(*arguments, CUDA_VISIBLE_DEVICES="")
+        assert done.returncode == 0, done.stderr
+        lines = (place / "runs" / f"{name}-bf16-{ranks}" / "sft" / "metrics.jsonl").read_text().splitlines()
+        losses.append([row["loss"] for row in map(json.loads, lines) if "loss" in row])
+    assert len(losses[0]) == 3
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)

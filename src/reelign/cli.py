@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from pathlib import Path
 from typing import Annotated
@@ -41,6 +42,12 @@ def main() -> None:
         app(standalone_mode=True)
     except ReelignError as error:
         errors.print(f"[bold red]reelign:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        raise SystemExit(1) from None
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        errors.print(f"[bold red]reelign:[/] the disk is full ({escape(str(error))}). What was saved is intact: free")
+        errors.print("some space and run the same command again.")
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         errors.print("[bold red]reelign:[/] stopped; nothing that was saved is lost, the same command goes on.")

@@ -16,6 +16,7 @@ import torch
 
 from reelign.data.buckets import Bucket, plan_buckets
 from reelign.data.manifest import read_manifest, verify_clips
+from reelign.data.prompts import read_prompts
 from reelign.errors import ReelignError
 from reelign.models.adapter import attach_lora
 from reelign.models.base import VideoModel
@@ -59,6 +60,8 @@ def examine(recipe: Recipe) -> list[Finding]:
 def _with_model(recipe: Recipe, model: VideoModel) -> Iterator[Finding]:
     battery = recipe.battery
     yield _finding("battery size", lambda: _shape(model, battery.frames, battery.height, battery.width))
+    if battery.prompts is not None:
+        yield _finding("prompts", lambda path=battery.prompts: f"{len(read_prompts(path))} prompts in {path}.")
     yield _finding("sampler", lambda: _sampler(recipe, model))
     if recipe.sft is None:
         return

@@ -167,7 +167,9 @@ class _Run:
         if _complete(marker, key):
             self.progress(name, 1, 1, "already complete")
             return
-        folder.mkdir(parents=True, exist_ok=True)
+        if self.world.is_main:
+            _begin(folder, key)
+        self.world.barrier()
         artifact = make(folder)
         evaluation = self._evaluate(name, artifact, folder)
         verdict = Gate(True, ())
@@ -207,6 +209,16 @@ class _Run:
         if self.interrupt.requested:
             raise ReelignError("stopped as asked; the same command goes on from here.")
         self.progress(what, done, total, "")
+
+
+def _begin(folder: Path, key: str) -> None:
+    """Make a stage's folder; what another recipe or other code left there is moved aside, never continued."""
+    mark = folder / "fingerprint"
+    if folder.exists() and (not mark.exists() or mark.read_text(encoding="utf-8") != key):
+        number = 1 + len(list(folder.parent.glob(f"{folder.name}.before-*")))
+        folder.rename(folder.with_name(f"{folder.name}.before-{number}"))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(mark, key)
 
 
 def _sign(artifact: Path, facts: dict[str, Any], recipe: str, evaluation: Evaluation) -> None:

@@ -88,7 +88,7 @@ def test_ctrl_c_saves_says_so_and_the_same_command_goes_on(one_rank, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_for_step(tmp_path, 3, process)
+    wait_for_step(tmp_path, 5, process)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -127,6 +127,17 @@ def test_a_finished_run_is_not_run_again(one_rank):
     before = (one_rank / "r" / "sft" / "metrics.jsonl").read_bytes()
     assert reelign(*arguments(one_rank), CUDA_VISIBLE_DEVICES="").returncode == 0
     assert (one_rank / "r" / "sft" / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_changed_recipe_trains_anew_and_loses_nothing(one_rank, tmp_path):
+    shutil.copytree(one_rank / "r", tmp_path / "r")
+    changed = reelign(*arguments(tmp_path, "sft.optim.lr=1e-2", "sft.steps=2"), CUDA_VISIBLE_DEVICES="")
+    assert changed.returncode == 0, changed.stderr
+    assert sorted(losses(tmp_path)) == [1, 2]
+    new, old = weights(tmp_path), weights(one_rank)
+    assert any(not torch.equal(new[name], value) for name, value in old.items())
+    kept = tmp_path / "r" / "sft.before-1" / "model" / "transformer" / "diffusion_pytorch_model.safetensors"
+    assert all(torch.equal(load_file(kept)[name], value) for name, value in old.items())
 
 
 def test_a_lora_is_trained_saved_and_loaded_by_diffusers(tmp_path):

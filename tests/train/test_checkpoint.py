@@ -250,7 +250,12 @@ def test_a_checkpoint_with_other_sizes_is_refused(tmp_path, shape):
         Checkpoints(tmp_path).load(path, {"weights": {"w": torch.zeros(shape)}})
 
 
-def test_a_float32_checkpoint_does_not_continue_a_bfloat16_run(tmp_path):
-    path = Checkpoints(tmp_path).save(3, state(0)[1])
-    with pytest.raises(ReelignError, match="does not fit this run"):
-        Checkpoints(tmp_path).load(path, state(0, torch.bfloat16)[1])
+def test_a_float32_checkpoint_continues_in_bfloat16_from_its_master_weights(tmp_path):
+    model, saved = state(0)
+    path = Checkpoints(tmp_path).save(3, saved)
+    rounded, loaded = state(1, torch.bfloat16)
+    Checkpoints(tmp_path).load(path, loaded)
+    wanted = dict(model.named_parameters())
+    for name, parameter in rounded.named_parameters():
+        assert torch.equal(parameter, wanted[name].to(torch.bfloat16))
+        assert torch.equal(loaded["optimizer"].masters[name], wanted[name])

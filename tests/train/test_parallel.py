@@ -109,7 +109,8 @@ def test_two_ranks_go_on_in_bfloat16_and_agree_to_the_bit(tmp_path) -> None:
     first, second = run_ranks(2, Job(str(tmp_path), dtype="bfloat16"))
     assert first["resumed_at"] == second["resumed_at"] == 2
     assert first["losses"] == pytest.approx({step: whole["losses"][step] for step in (2, 3, 4, 5)}, rel=0.03)
-    assert all(value.dtype == torch.bfloat16 for value in first["weights"].values())
+    assert all(value.dtype == torch.bfloat16 for value in whole["weights"].values())
+    assert all(value.dtype == torch.float32 for value in first["weights"].values()), "the shards are the masters"
     same(first["weights"], second["weights"], rtol=0, atol=0)
     same(first["average"], whole["average"], rtol=0.03, atol=0.03)
 

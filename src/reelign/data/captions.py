@@ -66,15 +66,19 @@ def find_captions(folder: Path, files: Sequence[Path]) -> Captions:
         if path.suffix.lower() in TABLES:
             _read_table(found, folder, path, names)
     _read_pair_of_lists(found, folder, names)
-    media = {Path(name).with_suffix("").as_posix(): name for name in sorted(names) if not _is_words(Path(name))}
+    media: dict[str, list[str]] = {}
+    for name in sorted(names):
+        if not _is_words(Path(name)):
+            media.setdefault(Path(name).with_suffix("").as_posix(), []).append(name)
     for path in sorted(files):
         name = path.relative_to(folder).as_posix()
         if path.suffix.lower() == ".txt" and name not in found.notes:
-            target = media.get(path.relative_to(folder).with_suffix("").as_posix())
-            text = _decode(path.read_bytes())[0].strip()
-            if target is not None and text:
-                found.words[target] = (" ".join(text.split()), f"sidecar {path.name}")
-            found.notes[name] = f"caption of {target}" if target else "text file that belongs to no video"
+            targets = media.get(path.relative_to(folder).with_suffix("").as_posix(), [])
+            text = " ".join(_decode(path.read_bytes())[0].split())
+            if text:
+                found.words |= dict.fromkeys(targets, (text, f"sidecar {path.name}"))
+            use = "caption of" if text else "empty caption of"
+            found.notes[name] = f"{use} {', '.join(targets)}" if targets else "text file that belongs to no video"
     return found
 
 
@@ -86,7 +90,10 @@ def _read_table(found: Captions, folder: Path, path: Path, names: set[str]) -> N
     name = path.relative_to(folder).as_posix()
     try:
         rows, remark = _rows(path)
-    except (ValueError, OSError, pa.ArrowInvalid) as error:
+    except pa.ArrowException:
+        found.notes[name] = "not read as captions: a damaged Parquet file"
+        return
+    except (ValueError, OSError, RecursionError, csv.Error) as error:
         found.notes[name] = f"not read as captions: {error}"
         return
     taken = missing = empty = 0
@@ -103,7 +110,7 @@ def _read_table(found: Captions, folder: Path, path: Path, names: set[str]) -> N
     parts = [f"captions of {taken} files"] + [
         f"{n} rows {why}" for n, why in ((missing, "name no file here"), (empty, "have no text")) if n
     ]
-    found.notes[name] = ", ".join(parts) + remark if taken or missing or empty else "a table without captions"
+    found.notes[name] = (", ".join(parts) if taken or missing or empty else "a table without captions") + remark
 
 
 def _target(folder: Path, table: Path, row: Mapping[str, Any], names: set[str]) -> str | None:
@@ -126,24 +133,29 @@ def _rows(path: Path) -> tuple[list[dict[str, Any]], str]:
     text, remark = _decode(path.read_bytes())
     if kind == ".jsonl":
         rows, bad = [], 0
-        for line in text.splitlines():
+        for line in lines_of(text):
             try:
                 value = json.loads(line) if line.strip() else None
-            except json.JSONDecodeError:
+            except (json.JSONDecodeError, RecursionError):
                 value, bad = None, bad + 1
             if isinstance(value, dict):
                 rows.append(value)
         return rows, remark + (f", {bad} lines are no JSON" if bad else "")
     if kind == ".json":
         value = json.loads(text)
-        listed = value if isinstance(value, list) else value.get("data", []) if isinstance(value, dict) else []
-        return [row for row in listed if isinstance(row, dict)], remark
+        listed = value.get("data") if isinstance(value, dict) else value
+        return [row for row in listed if isinstance(row, dict)] if isinstance(listed, list) else [], remark
     head = text.splitlines()[0] if text else ""
     delimiter = max(",;\t", key=head.count)
-    rows = list(csv.DictReader(io.StringIO(text), delimiter=delimiter))
+    rows = list(csv.DictReader(io.StringIO(text, newline=None), delimiter=delimiter))
     if any(None in row for row in rows):
         remark += ", some rows have more fields than the header: an unquoted comma cut their captions"
     return [{k: v for k, v in row.items() if k is not None} for row in rows], remark
+
+
+def lines_of(text: str) -> list[str]:
+    """Lines as editors count them: `str.splitlines` would also cut captions at U+2028 and its like."""
+    return [line.rstrip("\n") for line in io.StringIO(text, newline=None)]
 
 
 def _decode(raw: bytes) -> tuple[str, str]:
@@ -155,10 +167,10 @@ def _decode(raw: bytes) -> tuple[str, str]:
 
 def _read_pair_of_lists(found: Captions, folder: Path, names: set[str]) -> None:
     for videos in sorted(folder.rglob("videos.txt")):
-        prompts = next((p for n in ("prompts.txt", "prompt.txt") if (p := videos.with_name(n)).exists()), None)
-        if prompts is None:
+        prompts = next((p for n in ("prompts.txt", "prompt.txt") if (p := videos.with_name(n)).is_file()), None)
+        if prompts is None or not videos.is_file():
             continue
-        files, texts = (_decode(p.read_bytes())[0].splitlines() for p in (videos, prompts))
+        files, texts = (lines_of(_decode(p.read_bytes())[0]) for p in (videos, prompts))
         for path in (videos, prompts):
             found.notes[path.relative_to(folder).as_posix()] = "list of videos and prompts"
         if len(files) != len(texts):

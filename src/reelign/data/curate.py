@@ -23,7 +23,7 @@ from reelign.data.analyse import analyse, extract
 from reelign.data.audit import write_audit
 from reelign.data.captions import CaptionEndpoint, Captions, ask_endpoint, find_captions
 from reelign.data.clip import read_clip
-from reelign.data.manifest import DROPPED, DROPPED_COLUMNS, KEPT_COLUMNS, MANIFEST, write_table
+from reelign.data.manifest import DROPPED, DROPPED_COLUMNS, KEPT_COLUMNS, MANIFEST, storable, write_table
 from reelign.data.select import Drop, SelectConfig, blurriest, find_duplicates, gate_shot, motion_cells
 from reelign.data.workers import Failure, run_tasks
 from reelign.errors import ReelignError
@@ -31,7 +31,7 @@ from reelign.files import write_atomically
 
 Progress = Callable[[int, int], None]
 Row = dict[str, Any]
-ANALYSIS_VERSION = 1
+ANALYSIS_VERSION = 2
 """Raise this when `analyse` finds something else in the same file: cached findings are then made again."""
 VIDEO_SUFFIXES = frozenset(
     ".mp4 .mov .mkv .webm .avi .m4v .ts .mts .mpg .mpeg .flv .wmv .asf .gif .3gp .ogv .h264 .h265 .y4m".split()  # noqa: SIM905
@@ -91,7 +91,11 @@ class _Curation:
         self.dropped: list[Row] = []
 
     def run(self) -> CurateResult:
-        files = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        found = sorted(path for path in self.folder.rglob("*") if path.is_symlink() or not path.is_dir())
+        files = [path for path in found if path.is_file()]
+        for path in found:
+            if not path.is_file():
+                self.drop(self._name(path), _no_file(path))
         captions = find_captions(self.folder, files)
         findings = self.analyse_all([path for path in files if self._worth_opening(path, captions)])
         shots = self.choose(self.gate(findings))
@@ -99,7 +103,7 @@ class _Curation:
         self.dropped.sort(key=lambda row: (row["source"], row["start"] or 0.0, row["rule"]))
         write_table(self.out / MANIFEST, kept, KEPT_COLUMNS)
         write_table(self.out / DROPPED, self.dropped, DROPPED_COLUMNS)
-        write_audit(self.out, kept, self.dropped, len(files))
+        write_audit(self.out, kept, self.dropped, len(found))
         return CurateResult(self.out, len(kept), len(self.dropped))
 
     def _worth_opening(self, path: Path, captions: Captions) -> bool:
@@ -118,9 +122,9 @@ class _Curation:
         found: dict[Path, Row] = {}
         todo: list[Path] = []
         for path in files:
-            cached = self._cache(path)
-            if cached.exists():
-                found[path] = json.loads(cached.read_text(encoding="utf-8"))
+            facts = _remembered(self._cache(path))
+            if facts is not None:
+                found[path] = facts
             else:
                 todo.append(path)
         self.progress(len(found), len(files))
@@ -150,9 +154,17 @@ class _Curation:
                 )
             if not facts["shots"]:
                 self.drop(name, Drop("no picture", "0", "", "every frame is black"))
+            for start, end in _gaps(facts):
+                words = "black, or a transition from one shot to the next"
+                self.drop(name, Drop("between shots", f"{end - start:.2f} s", "", words), start, end)
             for number, shot in enumerate(facts["shots"]):
                 trimmed = self._trim(shot, number, facts)
                 drop = gate_shot(trimmed, probe, self.config.select)
+                longest = self.config.select.max_seconds
+                if trimmed["end"] < shot["end"] - self.config.trim_seconds - 1e-6:
+                    words = f"the rest of a shot of {shot['end'] - shot['start']:.1f} s, longer than a clip may be"
+                    rest = f"{shot['end'] - trimmed['end']:.2f} s"
+                    self.drop(name, Drop("too long", rest, f"{longest:g} s", words), trimmed["end"], shot["end"])
                 if drop is not None:
                     self.drop(name, drop, trimmed["start"], trimmed["end"])
                 else:
@@ -168,8 +180,8 @@ class _Curation:
         before = self.config.trim_seconds if number > 0 else 0.0
         after = self.config.trim_seconds if number < len(shots) - 1 else 0.0
         start = shot["start"] + before
-        end = min(shot["end"] - after, start + self.config.select.max_seconds)
-        return shot | {"start": start, "end": end, "frames": max(0, round((end - start) * fps))}
+        end = max(start, min(shot["end"] - after, start + self.config.select.max_seconds))
+        return shot | {"start": start, "end": end, "frames": round((end - start) * fps)}
 
     def choose(self, shots: list[Row]) -> list[Row]:
         """Leave out near-duplicates, then the least sharp of each motion cell."""
@@ -197,8 +209,7 @@ class _Curation:
         todo: list[int] = []
         for index, shot in enumerate(shots):
             shot["id"] = _clip_id(shot)
-            record = self.out / ".cache" / f"{shot['id']}.clip.json"
-            facts = json.loads(record.read_text(encoding="utf-8")) if record.exists() else None
+            facts = _remembered(self._record(shot))
             if facts is not None and self._clip(shot).exists() and _sha256(self._clip(shot)) == facts["sha256"]:
                 written[index] = facts
             else:
@@ -214,7 +225,7 @@ class _Curation:
                 self.drop_shot(shot, Drop("not written", "", "", problem))
                 continue
             facts = {key: result[key] for key in ("frames", "height", "width")} | {"sha256": _sha256(self._clip(shot))}
-            write_atomically(self.out / ".cache" / f"{shot['id']}.clip.json", json.dumps(facts))
+            write_atomically(self._record(shot), json.dumps(facts))
             written[todo[position]] = facts
         rows = [self._row(shots[index], written[index], captions) for index in sorted(written)]
         names = {row["path"] for row in rows}
@@ -229,7 +240,7 @@ class _Curation:
             caption = ask_endpoint(self.config.captions, read_clip(self._clip(shot)).frames)
             origin = f"endpoint {self.config.captions.model}"
         probe = shot["probe"]
-        return {
+        row = {
             "id": shot["id"],
             "path": f"clips/{shot['id']}.mp4",
             "caption": caption,
@@ -246,6 +257,7 @@ class _Curation:
             **facts,
             **{key: value for key, value in shot["measures"].items() if key != "luma"},
         }
+        return storable(row)
 
     def drop_shot(self, shot: Row, drop: Drop) -> None:
         """Note a shot that is left out."""
@@ -253,23 +265,27 @@ class _Curation:
 
     def drop(self, source: str, drop: Drop, start: float | None = None, end: float | None = None) -> None:
         """Note a file or a stretch of it that is left out."""
-        self.dropped.append(
-            {
-                "source": source,
-                "start": start,
-                "end": end,
-                "rule": drop.rule,
-                "value": drop.value,
-                "threshold": drop.threshold,
-                "reason": drop.reason,
-            }
-        )
+        row = {
+            "source": source,
+            "start": start,
+            "end": end,
+            "rule": drop.rule,
+            "value": drop.value,
+            "threshold": drop.threshold,
+            "reason": drop.reason,
+        }
+        self.dropped.append(storable(row))
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()
 
     def _clip(self, shot: Row) -> Path:
         return self.out / "clips" / f"{shot['id']}.mp4"
+
+    def _record(self, shot: Row) -> Path:
+        """What was written for a shot, keyed by all that the clip follows from."""
+        key = f"{self._cache(shot['path']).name} {self.config.longest_side}"
+        return self.out / ".cache" / f"{shot['id']}-{hashlib.sha256(key.encode()).hexdigest()[:8]}.clip.json"
 
     def _cache(self, path: Path) -> Path:
         """Keyed by name, size and time: a file that changed is looked at again."""
@@ -278,9 +294,37 @@ class _Curation:
         return self.out / ".cache" / f"{hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()[:24]}.json"
 
 
+def _gaps(facts: Row) -> list[tuple[float, float]]:
+    """Stretches of a file that belong to none of its shots, in seconds."""
+    shots = facts["shots"]
+    borders = [0.0, *(time for shot in shots for time in (shot["start"], shot["end"])), facts["probe"]["seconds"]]
+    stretches = zip(borders[::2], borders[1::2], strict=True) if shots else ()
+    return [(start, end) for start, end in stretches if end - start > 0.5 / facts["probe"]["fps"]]
+
+
+def _remembered(path: Path) -> Row | None:
+    """What an earlier curation found; None where there is nothing, or nothing whole."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _no_file(path: Path) -> Drop:
+    if path.is_dir():
+        return Drop("not a file", "link", "", "a link to a folder is not followed: curate that folder itself")
+    if path.is_symlink():
+        return Drop("not a file", "link", "", "a link to a file that is not there")
+    return Drop("not a file", "", "", "a pipe, socket or device")
+
+
 def _unreadable(path: Path, problem: str) -> Drop:
-    head = path.read_bytes()[:64]
     size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        return Drop("unreadable", f"{size} bytes", "", str(error.strerror).lower())
     if size == 0:
         return Drop("unreadable", "0 bytes", "", "the file is empty")
     if head.startswith(b"version https://git-lfs"):

@@ -96,19 +96,21 @@ class Loader:
         return [batches[index] for index in generator.permutation(len(batches))]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader is; the same on every rank."""
-        return {"epoch": self.epoch, "position": self.position, "seed": self.seed, "batch_size": self.batch_size}
+        """Where the loader is, and what its order follows from; the same on every rank."""
+        order = {"seed": self.seed, "batch_size": self.batch_size, "clips": len(self.examples)}
+        return order | {"epoch": self.epoch, "position": self.position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved place.
 
         Raises:
-            ReelignError: the state was saved with another seed or batch size, whose order is another.
+            ReelignError: the state was saved with another seed, batch size or number of clips, whose order is another.
         """
-        if (state["seed"], state["batch_size"]) != (self.seed, self.batch_size):
+        if (state["seed"], state["batch_size"], state["clips"]) != (self.seed, self.batch_size, len(self.examples)):
             raise ReelignError(
-                f"the checkpoint was made with seed {state['seed']} and batch size {state['batch_size']}, this run has "
-                f"{self.seed} and {self.batch_size}: it cannot go on in the same order."
+                f"the checkpoint was made with seed {state['seed']}, batch size {state['batch_size']} and "
+                f"{state['clips']} clips, this run has {self.seed}, {self.batch_size} and {len(self.examples)}: it "
+                "cannot go on in the same order. Give this run another name or restore what it was begun with."
             )
         self.epoch, self.position = int(state["epoch"]), int(state["position"])
         self._order = self._batches(self.epoch)

@@ -55,6 +55,14 @@ DROPPED_COLUMNS = pa.schema(
 )
 
 
+def storable(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row with text that UTF-8 can hold: names of files may be any bytes, JSON may hold half a character."""
+    return {
+        key: value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+        for key, value in row.items()
+    }
+
+
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
     """Write rows atomically; the same rows give the same bytes."""
     partial = path.with_name(f".{path.name}.partial")

@@ -16,6 +16,9 @@ import cv2
 import numpy as np
 from av.stream import Disposition
 
+JUMP = 0.5
+"""Seconds back in time that mean another recording in the same file (joined transport streams): it is continued."""
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -77,11 +80,16 @@ def decode(path: Path, longest_side: int | None = None) -> Iterator[Picture]:
             raise ValueError("no video stream")
         stream = streams[0]
         stream.thread_type = "SLICE"
-        first: float | None = None
+        step = 1 / float(stream.average_rate or 25)
+        start: float | None = None
+        seconds = 0.0
         for number, frame in enumerate(container.decode(stream)):
-            stamp = float(frame.time) if frame.time is not None else number / float(stream.average_rate or 25)
-            first = stamp if first is None else first
-            yield Picture(stamp - first, _upright(frame, stream, longest_side))
+            stamp = float(frame.time) if frame.time is not None else number * step
+            start = stamp if start is None else start
+            if stamp - start < seconds - JUMP:
+                start = stamp - seconds - step
+            seconds = stamp - start
+            yield Picture(seconds, _upright(frame, stream, longest_side))
 
 
 def _is_cover(stream: Any) -> bool:

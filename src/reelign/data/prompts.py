@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reelign.data.captions import lines_of
 from reelign.errors import ReelignError
 
 COLUMNS = ("prompt", "caption", "text", "prompt_en", "cap", "Prompt")
@@ -50,22 +51,27 @@ def read_prompts(path: Path) -> list[ListedPrompt]:
 def _texts(path: Path, content: str) -> Iterable[str]:
     kind = path.suffix.lower()
     if kind == ".jsonl":
-        rows = [_json(path, line, number) for number, line in enumerate(content.splitlines(), 1) if line.strip()]
+        rows = [_json(path, line, number) for number, line in enumerate(lines_of(content), 1) if line.strip()]
         return [_pick(path, row) for row in rows]
     if kind == ".json":
         value = _json(path, content, 1)
-        listed = value if isinstance(value, list) else value.get("data", [])
+        listed = value.get("data") if isinstance(value, dict) else value
+        if not isinstance(listed, list):
+            raise ReelignError(f'{path} must hold a list of prompts, or one under "data".')
         return [_pick(path, row) for row in listed]
     if kind in (".csv", ".tsv"):
-        rows = csv.DictReader(io.StringIO(content), delimiter="\t" if kind == ".tsv" else ",")
-        return [_pick(path, row) for row in rows]
-    return content.splitlines()
+        rows = csv.DictReader(io.StringIO(content, newline=None), delimiter="\t" if kind == ".tsv" else ",")
+        try:
+            return [_pick(path, row) for row in rows]
+        except csv.Error as error:
+            raise ReelignError(f"{path}, line {rows.line_num}: no table ({error}).") from error
+    return lines_of(content)
 
 
 def _json(path: Path, text: str, line: int) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ReelignError(f"{path}, line {line}: no JSON ({error}).") from error
 
 

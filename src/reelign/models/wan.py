@@ -35,6 +35,7 @@ class WanModel(VideoModel):
         self.native_size = native_size or (WAN_5B if self.expand_timesteps else WAN_480P)
         schedule = pipeline.scheduler.config
         self.scheduler_shift = float(schedule.get("flow_shift") or schedule.get("shift") or 1.0)
+        self.compute_dtype: torch.dtype = next(iter(self.denoisers().values())).dtype
         self.text_length = min(TEXT_LENGTH, pipeline.tokenizer.model_max_length)
         pipeline.text_encoder.requires_grad_(False).eval()
         pipeline.vae.requires_grad_(False).eval()
@@ -126,11 +127,10 @@ class WanModel(VideoModel):
             tokens = (frames // patch[0]) * (height // patch[1]) * (width // patch[2])
             timestep = timestep[:, None].expand(-1, tokens)
         text = conditions["text"]
-        dtype = next(p.dtype for p in network.parameters() if p.is_floating_point())
         return network(
-            hidden_states=latents.to(dtype),
+            hidden_states=latents.to(self.compute_dtype),
             timestep=timestep,
-            encoder_hidden_states=text.to(dtype),
+            encoder_hidden_states=text.to(self.compute_dtype),
             return_dict=False,
         )[0].float()
 

@@ -84,6 +84,11 @@ class Trainer:
         self.empty = model.encode_text([""])
         self.loss_before = held_out_loss(model, data.held_out)
         _choose_trained(model, config)
+        if world.size > 1 and len(model.denoisers()) > 1:
+            raise ReelignError(
+                f"{model.name} has two experts, and a batch may need only one of them on some ranks, which would wait "
+                "for ever; train it on one rank."
+            )
         for network in model.denoisers().values():
             world.shard(network)
         self.trained = _trained(model)
@@ -94,9 +99,8 @@ class Trainer:
         self.step = 0
 
     def state(self) -> dict[str, Any]:
-        """Everything that training goes on from. No generator is part of it: all noise follows from keys."""
+        """What training goes on from: the weights are the optimiser's masters, all noise follows from keys."""
         return {
-            "weights": self.trained,
             "optimizer": self.optimizer,
             "ema": self.ema,
             "loader": self.loader,
@@ -108,7 +112,7 @@ class Trainer:
         latest = self.checkpoints.latest()
         if latest is not None:
             self.step = int(self.checkpoints.load(latest, self.state())["step"])
-        self.tracker.resume(self.step)
+        self.tracker.resume(self.step if latest is not None else -1)
 
     def train(self) -> None:
         """All steps that are left."""
@@ -118,7 +122,7 @@ class Trainer:
         while self.step < config.steps:
             until = min(config.steps, (self.step // config.validate_every + 1) * config.validate_every)
             with context.ledger.phase("sft/train") as cost:
-                while self.step < until and not context.interrupt.requested:
+                while self.step < until and not self.stopping():
                     numbers = self.one_step()
                     self.step += 1
                     cost.clips += config.batch_size
@@ -127,10 +131,15 @@ class Trainer:
                     context.progress("sft: train", self.step, config.steps, f"loss {numbers['loss']:.4f}")
                     if self.step % config.save_every == 0 and self.step < until:
                         self.checkpoints.save(self.step, self.state())
-            if context.interrupt.requested:
-                self.checkpoints.save(self.step, self.state())
+            # A step that is due for validation is validated also when the run shall stop: it may be the best.
+            self.checkpoints.save(self.step, self.state(), self.validate() if self.step == until else None)
+            if self.stopping():
                 raise ReelignError(f"stopped after step {self.step} as asked; the same command goes on from here.")
-            self.checkpoints.save(self.step, self.state(), self.validate())
+
+    def stopping(self) -> bool:
+        """Whether the user asked any rank to stop; all ranks get the same answer."""
+        asked = torch.tensor(float(self.context.interrupt.requested), device=self.context.world.device)
+        return bool(self.context.world.sum(asked) > 0)
 
     def one_step(self) -> dict[str, float]:
         """Forward, backward and update on one global batch; the loss is the mean over all ranks."""

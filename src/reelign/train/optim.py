@@ -93,22 +93,21 @@ class Optimizer:
         return norm
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors by name (moments, masters) and the number of steps done."""
+        """Masters and moments by name and the number of steps done; the trained weights follow from the masters."""
         state: dict[str, Any] = {"steps_done": self.steps_done}
         for name, master in self.masters.items():
-            if master is not self.parameters[name]:
-                state[f"master.{name}"] = master.detach()
+            state[f"master.{name}"] = master.detach()
             for key, value in self._moments(name).items():
                 state[f"{key}.{name}"] = value
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a saved state."""
+        """Continue from a saved state; the parameters become the masters, rounded to their own type."""
         self.steps_done = int(state["steps_done"])
         with torch.no_grad():
             for name, master in self.masters.items():
-                if master is not self.parameters[name]:
-                    master.copy_(state[f"master.{name}"])
+                master.copy_(state[f"master.{name}"])
+                self.parameters[name].copy_(master)
                 for key, value in self._moments(name).items():
                     value.copy_(state[f"{key}.{name}"])
 

@@ -56,10 +56,18 @@ class World:
         return self.rank == 0
 
     def shard(self, module: nn.Module) -> None:
-        """Shard each transformer block and then the rest over the ranks; gradients are reduced in float32."""
+        """Shard each transformer block and then the rest over the ranks; gradients are reduced in float32.
+
+        A module of lower precision is sharded in float32 and gathered in its own type: the shards are the master
+        weights. Its inputs are left as they are, because a timestep would lose its digits in bfloat16.
+        """
         if self.mesh is None:
             return
-        policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+        own = {parameter.dtype for parameter in module.parameters()} - {torch.float32}
+        policy = MixedPrecisionPolicy(
+            param_dtype=own.pop() if own else None, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+        module.float()
         for block in blocks(module):
             fully_shard(block, mesh=self.mesh, mp_policy=policy)
         # By default the outermost module keeps its gathered weights after a forward pass. After a validation, whose
