@@ -77,9 +77,11 @@ def test_every_clip_is_planned_or_refused_and_no_window_leaves_its_clip(clips, f
 
 def test_the_printed_plan_names_every_bucket_and_every_refusal():
     plan = plan_buckets([row("a", frames=17), row("b", frames=2)], [SHORT, LONG], fps=None)
-    assert str(plan) == (
-        "1 clips give 1 windows\n  17x32x32: 1\n  not used: b: gives 2 frames at 24 a second, the shortest bucket needs 5"
-    )
+    assert str(plan).splitlines() == [
+        "1 clips give 1 windows",
+        "  17x32x32: 1",
+        "  not used: b: gives 2 frames at 24 a second, the shortest bucket needs 5",
+    ]
 
 
 def test_frames_are_covered_and_cropped_in_the_middle_without_distortion():

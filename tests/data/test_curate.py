@@ -10,14 +10,16 @@ import time
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from command import command, environment
-from footage import make_footage
+from footage import SIDE, make_footage, pan, write
 from reelign.data.clip import read_clip
 from reelign.data.curate import CurateConfig, curate
 from reelign.data.manifest import read_dropped, read_manifest
+from reelign.data.select import SelectConfig
 from reelign.errors import ReelignError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -148,6 +150,67 @@ def test_a_deleted_clip_is_made_again(curated, tmp_path):
     (out / row["path"]).unlink()
     curate(root / "footage", out, CONFIG)
     assert hashlib.sha256((out / row["path"]).read_bytes()).hexdigest() == row["sha256"]
+
+
+def test_a_lost_manifest_is_made_again_from_the_cache(curated, tmp_path):
+    root, result = curated
+    out = Path(shutil.copytree(result.dataset, tmp_path / "dataset"))
+    clips = {path.name: path.stat().st_mtime_ns for path in (out / "clips").iterdir()}
+    for name in ("manifest.parquet", "dropped.parquet", "audit.html"):
+        (out / name).unlink()
+    curate(root / "footage", out, CONFIG)
+    for name in ("manifest.parquet", "dropped.parquet", "audit.html"):
+        assert (out / name).read_bytes() == (result.dataset / name).read_bytes()
+    assert {path.name: path.stat().st_mtime_ns for path in (out / "clips").iterdir()} == clips
+
+
+def test_a_damaged_cache_is_made_again(curated, tmp_path):
+    root, result = curated
+    out = Path(shutil.copytree(result.dataset, tmp_path / "dataset"))
+    for number, path in enumerate(sorted((out / ".cache").iterdir())):
+        path.write_bytes((b"", b"{", b"\xff\x00")[number % 3])
+    curate(root / "footage", out, CONFIG)
+    for name in ("manifest.parquet", "dropped.parquet"):
+        assert (out / name).read_bytes() == (result.dataset / name).read_bytes()
+
+
+def test_footage_replaced_under_its_name_gives_the_new_clip(tmp_path):
+    footage, out = tmp_path / "footage", tmp_path / "dataset"
+    write(footage / "a.mp4", pan(1, 30))
+    (old,) = read_manifest(curate(footage, out, CONFIG).dataset)
+    write(footage / "a.mp4", pan(2, 30))
+    os.utime(footage / "a.mp4", (1, 1))
+    (new,) = read_manifest(curate(footage, out, CONFIG).dataset)
+    assert (new["path"], new["frames"]) == (old["path"], old["frames"])
+    frames = read_clip(out / new["path"]).frames.astype(int)
+    # What two lossy encodings cost, against what two unlike textures differ by.
+    assert np.abs(frames - pan(2, 30)).mean() < 10 < np.abs(frames - pan(1, 30)).mean()
+
+
+def test_another_size_is_written_anew_and_the_clips_that_no_row_names_are_removed(tmp_path):
+    write(tmp_path / "footage" / "a.mp4", pan(1, 30))
+    write(tmp_path / "footage" / "b.mp4", pan(2, 30))
+    out = curate(tmp_path / "footage", tmp_path / "dataset", CONFIG).dataset
+    (tmp_path / "footage" / "b.mp4").unlink()
+    small = CurateConfig(workers=1, longest_side=48)
+    (row,) = read_manifest(curate(tmp_path / "footage", out, small).dataset)
+    assert (row["source"], row["height"], row["width"]) == ("a.mp4", 48, 48)
+    assert read_clip(out / row["path"]).frames.shape == (30, 48, 48, 3)
+    assert [path.name for path in (out / "clips").iterdir()] == [Path(row["path"]).name]
+
+
+def test_what_lies_between_shots_or_beyond_the_longest_clip_is_accounted_for(tmp_path):
+    black = np.zeros((24, SIDE, SIDE, 3), np.uint8)
+    write(tmp_path / "footage" / "faded.mp4", np.concatenate([pan(2, 48, 1), black, pan(3, 48, 1)]))
+    write(tmp_path / "footage" / "long.mp4", pan(4, 72, 1))
+    out = curate(tmp_path / "footage", tmp_path / "dataset", CONFIG).dataset
+    (gap,) = read_dropped(out)
+    assert (gap["source"], gap["rule"]) == ("faded.mp4", "between shots")
+    assert (gap["start"], gap["end"]) == (pytest.approx(2.0, abs=0.1), pytest.approx(3.0, abs=0.1))
+    select = SelectConfig(max_seconds=2.0)
+    out = curate(tmp_path / "footage", out, CurateConfig(workers=1, select=select)).dataset
+    (rest,) = [row for row in read_dropped(out) if row["rule"] == "too long"]
+    assert (rest["source"], rest["start"], rest["end"], rest["threshold"]) == ("long.mp4", 2.0, 3.0, "2 s")
 
 
 def test_the_dataset_never_lies_in_the_footage(tmp_path):

@@ -177,9 +177,11 @@ def test_a_name_is_text_on_the_audit_page_and_never_markup(hostile):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
 def test_a_file_that_may_not_be_read_is_accounted_for(tmp_path):
     write(tmp_path / "footage" / "locked.mp4", pan(1, 30)).chmod(0)
-    (tmp_path / "footage" / "locked.txt").write_text("words")
-    (tmp_path / "footage" / "locked.txt").chmod(0)
+    for name in ("locked.txt", "table.csv", "videos.txt"):
+        (tmp_path / "footage" / name).write_text("words")
+        (tmp_path / "footage" / name).chmod(0)
+    (tmp_path / "footage" / "prompts.txt").write_text("words")
     curate(tmp_path / "footage", tmp_path / "dataset", CurateConfig(workers=1))
-    rows = read_dropped(tmp_path / "dataset")
-    assert [row["source"] for row in rows] == ["locked.mp4", "locked.txt"]
-    assert all("permission denied" in row["reason"].lower() for row in rows)
+    reasons = {row["source"]: row["reason"].lower() for row in read_dropped(tmp_path / "dataset")}
+    assert reasons.keys() == {"locked.mp4", "locked.txt", "table.csv", "videos.txt", "prompts.txt"}
+    assert all("permission denied" in reason for name, reason in reasons.items() if name != "prompts.txt")

@@ -51,7 +51,8 @@ def shards(folder: Path) -> dict[Path, float]:
 
 def test_a_window_is_encoded_as_the_model_encodes_its_frames(model, dataset, tmp_path):
     windows = plan(dataset)
-    for window, (latents, conditions) in zip(windows, LatentCache(tmp_path / "c", model).encode(dataset, windows)):
+    encoded = LatentCache(tmp_path / "c", model).encode(dataset, windows)
+    for window, (latents, conditions) in zip(windows, encoded, strict=True):
         frames = read_window(dataset, window)
         assert frames.shape == (17, 32, 32, 3)
         assert torch.equal(latents, model.encode_video(torch.from_numpy(frames)[None])[0])
@@ -118,13 +119,14 @@ def test_a_damaged_shard_is_said_and_made_again(model, dataset, tmp_path, caplog
         path.write_bytes({"empty": b"", "cut": data[: len(data) // 2]}.get(damage, data))
     with caplog.at_level(logging.WARNING):
         second = LatentCache(tmp_path / "c", model).encode(dataset, windows)
-    assert caplog.text.count("damaged") == 4
+    assert len(caplog.messages) == 4
+    assert all("is damaged" in message and "made again" in message for message in caplog.messages)
     for (latents, words), (made, made_words) in zip(first, second, strict=True):
         assert torch.equal(latents, made)
         assert all(torch.equal(words[name], made_words[name]) for name in words)
     caplog.clear()
     LatentCache(tmp_path / "c", model).encode(dataset, windows)
-    assert caplog.text == ""
+    assert caplog.messages == []
 
 
 def test_a_clip_deleted_after_the_curation_is_named_with_what_to_do(model, dataset, tmp_path):
@@ -143,8 +145,8 @@ def test_a_clip_replaced_after_the_curation_is_named_with_what_to_do(model, data
 
 def test_a_manifest_that_promises_more_frames_than_the_clip_has_is_refused(dataset):
     (window, _) = plan(dataset)
-    with pytest.raises(ReelignError, match=r"has 60 frames, its manifest says 60"):
-        read_window(dataset, replace(window, indices=(*window.indices[:-1], 60)))
+    with pytest.raises(ReelignError, match=r"has 60 frames, its manifest says 61\. Run reelign curate"):
+        read_window(dataset, replace(window, row=window.row | {"frames": 61}, indices=(*window.indices[:-1], 60)))
 
 
 @pytest.mark.parametrize(("frames", "nearest"), [(6, "use 5 or 9"), (16, "use 13 or 17")])

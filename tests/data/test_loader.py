@@ -1,7 +1,7 @@
 """Batches: the same for the same seed, for any number of ranks, and after any interruption."""
 
 import json
-from itertools import islice
+from itertools import chain, islice
 
 import pytest
 import torch
@@ -50,9 +50,8 @@ def test_every_clip_is_seen_in_every_epoch_and_only_the_last_batch_of_a_bucket_i
 
 
 def test_a_bucket_smaller_than_a_batch_is_repeated():
-    assert sorted(next(Loader(CLIPS[:3], 8, seed=0)).ids) == sorted(
-        [*(["clip 0", "clip 1", "clip 2"] * 2), *next(Loader(CLIPS[:3], 8, seed=0)).ids[6:]]
-    )
+    ids = next(Loader(CLIPS[:3], 8, seed=0)).ids
+    assert sorted(ids.count(clip.id) for clip in CLIPS[:3]) == [2, 3, 3]
 
 
 def test_the_order_follows_from_the_seed_and_differs_between_epochs():
@@ -66,7 +65,7 @@ def test_the_order_follows_from_the_seed_and_differs_between_epochs():
 def test_ranks_see_together_what_one_rank_would_see(ranks):
     alone = drawn(Loader(CLIPS, 4, seed=3), 2 * EPOCH)
     shares = [drawn(Loader(CLIPS, 4, seed=3, rank=rank, world_size=ranks), 2 * EPOCH) for rank in range(ranks)]
-    assert [sum(parts, []) for parts in zip(*shares, strict=True)] == alone
+    assert [list(chain(*parts)) for parts in zip(*shares, strict=True)] == alone
     assert all(len(ids) == 4 // ranks for share in shares for ids in share)
 
 

@@ -4,6 +4,7 @@ The tasks are Python expressions, evaluated by `eval` in real processes.
 """
 
 import time
+from multiprocessing import active_children
 
 import pytest
 
@@ -23,6 +24,15 @@ def test_one_bad_task_costs_only_its_own_result(workers):
     assert found[2] == Failure("the decoder crashed (exit code 1)")
     assert found[3] == Failure("took longer than 2 s to decode")
     assert len(found) == 5
+
+
+def test_a_process_that_dies_between_two_tasks_costs_only_the_next():
+    results = run_tasks(eval, [("1",), ("2",), ("3",)], 1, seconds=30)
+    assert next(results) == (0, 1)
+    for process in active_children():
+        process.kill()
+        process.join()
+    assert list(results) == [(1, Failure("the decoder crashed (exit code -9)")), (2, 3)]
 
 
 def test_one_process_answers_in_order_and_serves_many_tasks():

@@ -74,7 +74,11 @@ def find_captions(folder: Path, files: Sequence[Path]) -> Captions:
         name = path.relative_to(folder).as_posix()
         if path.suffix.lower() == ".txt" and name not in found.notes:
             targets = media.get(path.relative_to(folder).with_suffix("").as_posix(), [])
-            text = " ".join(_decode(path.read_bytes())[0].split())
+            try:
+                text = " ".join(_decode(path.read_bytes())[0].split())
+            except OSError as error:
+                found.notes[name] = _not_read(error)
+                continue
             if text:
                 found.words |= dict.fromkeys(targets, (text, f"sidecar {path.name}"))
             use = "caption of" if text else "empty caption of"
@@ -93,7 +97,10 @@ def _read_table(found: Captions, folder: Path, path: Path, names: set[str]) -> N
     except pa.ArrowException:
         found.notes[name] = "not read as captions: a damaged Parquet file"
         return
-    except (ValueError, OSError, RecursionError, csv.Error) as error:
+    except OSError as error:
+        found.notes[name] = _not_read(error)
+        return
+    except (ValueError, RecursionError, csv.Error) as error:
         found.notes[name] = f"not read as captions: {error}"
         return
     taken = missing = empty = 0
@@ -158,6 +165,10 @@ def lines_of(text: str) -> list[str]:
     return [line.rstrip("\n") for line in io.StringIO(text, newline=None)]
 
 
+def _not_read(error: OSError) -> str:
+    return f"not read as captions: {str(error.strerror or error).lower()}"
+
+
 def _decode(raw: bytes) -> tuple[str, str]:
     try:
         return raw.decode("utf-8-sig"), ""
@@ -170,7 +181,11 @@ def _read_pair_of_lists(found: Captions, folder: Path, names: set[str]) -> None:
         prompts = next((p for n in ("prompts.txt", "prompt.txt") if (p := videos.with_name(n)).is_file()), None)
         if prompts is None or not videos.is_file():
             continue
-        files, texts = (lines_of(_decode(p.read_bytes())[0]) for p in (videos, prompts))
+        try:
+            files, texts = (lines_of(_decode(p.read_bytes())[0]) for p in (videos, prompts))
+        except OSError as error:
+            found.notes[videos.relative_to(folder).as_posix()] = _not_read(error)
+            continue
         for path in (videos, prompts):
             found.notes[path.relative_to(folder).as_posix()] = "list of videos and prompts"
         if len(files) != len(texts):

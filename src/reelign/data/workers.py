@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -49,7 +50,8 @@ def run_tasks(
                 if worker.task is None and waiting:
                     worker.task = waiting.pop()
                     worker.deadline = time.monotonic() + seconds
-                    worker.pipe.send(tasks[worker.task])
+                    with suppress(OSError):  # A worker that died while idle is met again in `_receive`.
+                        worker.pipe.send(tasks[worker.task])
             busy = [worker for worker in pool if worker.task is not None]
             soonest = min(worker.deadline for worker in busy) - time.monotonic()
             ready = set(wait([worker.pipe for worker in busy], timeout=max(0.0, soonest)))
