@@ -80,7 +80,7 @@ def train_codec(out: Path, progress: Progress | None = None) -> BlockCodec:
         loss.backward()
         nn.utils.clip_grad_norm_(codec.parameters(), 0.5)
         optimizer.step()
-        _report(progress, "codec", step + 1, CODEC_STEPS, float(loss))
+        _report(progress, "codec", step + 1, CODEC_STEPS, float(loss.detach()))
         if (step + 1) % SAVE_EVERY == 0:
             _save(state, step + 1, codec, [optimizer])
     _measure_latents(codec)
@@ -145,7 +145,7 @@ def train_denoiser(out: Path, part: str, codec: BlockCodec, progress: Progress |
         muon.step()
         adamw.step()
         _average(average, network, min(0.998, (1 + step) / (10 + step)))
-        _report(progress, part, step + 1, steps, float(loss))
+        _report(progress, part, step + 1, steps, float(loss.detach()))
         if (step + 1) % SAVE_EVERY == 0:
             _save(state, step + 1, network, [muon, adamw], average)
     save_average(network, average, codec, target)
