@@ -13,6 +13,17 @@ from reelign.doctor import examine
 from reelign.recipe import load_recipe
 from tiny_wan import tiny_wan
 
+SMALL = (
+    f"battery.prompts={ROOT / 'recipes' / 'prompts.txt'}",
+    "battery.count=2",
+    "battery.validation_count=2",
+    "battery.frames=9",
+    "battery.height=32",
+    "battery.width=48",
+    "sampler.steps=2",
+    "sft.batch_size=2",
+    "sft.accumulate=1",
+)
 RECIPES = ["wan21-1.3b-lora", "wan21-1.3b-full"]
 
 
@@ -56,16 +67,8 @@ def test_the_doctor_passes_every_line(place, monkeypatch, name):
 def test_the_recipe_runs_to_its_report_in_small(place, name):
     small = [
         f"name={name}",
-        "battery.prompts=" + str(ROOT / "recipes" / "prompts.txt"),
-        "battery.count=2",
-        "battery.validation_count=2",
-        "battery.frames=9",
-        "battery.height=32",
-        "battery.width=48",
-        "sampler.steps=2",
+        *SMALL,
         "sft.steps=2",
-        "sft.batch_size=2",
-        "sft.accumulate=1",
     ]
     done = reelign("run", ROOT / "recipes" / f"{name}.yaml", *overrides(place), *small, CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 0, done.stderr
@@ -84,16 +87,8 @@ def test_bfloat16_trains_on_two_ranks_as_on_one(place, name):
         small = [
             f"name={name}-bf16-{ranks}",
             "dtype=bfloat16",
-            "battery.prompts=" + str(ROOT / "recipes" / "prompts.txt"),
-            "battery.count=2",
-            "battery.validation_count=2",
-            "battery.frames=9",
-            "battery.height=32",
-            "battery.width=48",
-            "sampler.steps=2",
+            *SMALL,
             "sft.steps=3",
-            "sft.batch_size=2",
-            "sft.accumulate=1",
         ]
         settings = [*(o for o in overrides(place) if not o.startswith("dtype")), *small]
         arguments = ["run", ROOT / "recipes" / f"{name}.yaml", *settings]

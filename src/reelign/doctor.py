@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from reelign.data.buckets import Bucket, plan_buckets
+from reelign.data.curate import VIDEO_SUFFIXES
 from reelign.data.manifest import read_manifest, verify_clips
 from reelign.data.prompts import read_prompts
 from reelign.errors import ReelignError
@@ -27,7 +28,6 @@ from reelign.stages.sft import SftConfig
 from reelign.stages.sources import DatasetSource, MiniatureSource
 
 GIB = 2**30
-VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".ts", ".mpg", ".mpeg", ".flv", ".wmv", ".gif"}
 
 
 @dataclass(frozen=True)

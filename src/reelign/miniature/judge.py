@@ -18,7 +18,7 @@ from functools import cache
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from reelign.miniature.judgement import Judgement
+from reelign.miniature.judgement import Judgement, falloff
 from reelign.miniature.render import coverage
 from reelign.miniature.tracks import fit_law
 from reelign.miniature.world import ATTRIBUTES, BACKGROUNDS, COLOURS, RADII, SHAPES, SIDE, Scene
@@ -188,16 +188,11 @@ def _geometry(shape: str) -> tuple[float, float]:
     return float(area[0]) / radius**2, float(centroid[0, 1] - SIDE / 2) / radius
 
 
-def _falloff(value: float, scale: float) -> float:
-    """1 at 0, one half at `scale`."""
-    return float(1.0 / (1.0 + (value / scale) ** 2))
-
-
 def _visual_details(seen: _Seen) -> dict[str, float]:
     return {
-        "sharpness": _falloff(seen.blur, 1.3),
-        "artefacts": _falloff(float(np.mean(seen.misfit)), 0.075),
-        "contrast": _falloff(max(0.0, 1 - seen.gain) + 0.5 * seen.palette_error, 0.4),
+        "sharpness": falloff(seen.blur, 1.3),
+        "artefacts": falloff(float(np.mean(seen.misfit)), 0.075),
+        "contrast": falloff(max(0.0, 1 - seen.gain) + 0.5 * seen.palette_error, 0.4),
     }
 
 
@@ -205,9 +200,9 @@ def _motion_details(seen: _Seen, residual: float, jitter: float, stalls: float) 
     light = float(np.std(seen.light.mean(1))) / 255
     wobble = float(np.std(seen.radii) / max(float(np.mean(seen.radii)), 1e-6))
     return {
-        "smoothness": _falloff(jitter, 1.1),
-        "law": _falloff(residual, 3.0),
-        "light": _falloff(light, 0.07),
-        "rigidity": _falloff(wobble, 0.2),
-        "flow": _falloff(stalls, 0.5),
+        "smoothness": falloff(jitter, 1.1),
+        "law": falloff(residual, 3.0),
+        "light": falloff(light, 0.07),
+        "rigidity": falloff(wobble, 0.2),
+        "flow": falloff(stalls, 0.5),
     }

@@ -27,3 +27,8 @@ class Judgement:
     def scores(self) -> dict[str, float]:
         """The three axes by name."""
         return {"text": self.text, "visual": self.visual, "motion": self.motion}
+
+
+def falloff(value: float, half: float) -> float:
+    """How a fault becomes a score: 1 at 0, one half at `half`."""
+    return float(1.0 / (1.0 + (value / half) ** 2))

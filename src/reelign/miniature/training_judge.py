@@ -13,7 +13,7 @@ from functools import cache
 import cv2
 import numpy as np
 
-from reelign.miniature.judgement import Judgement
+from reelign.miniature.judgement import Judgement, falloff
 from reelign.miniature.outlines import FEATURES, Outlines, trace
 from reelign.miniature.render import render_track
 from reelign.miniature.world import (
@@ -181,9 +181,9 @@ def _visual(seen: Outlines, colour: str, shape: str, background: str) -> dict[st
     due = _full_contrast(colour, background) * _prototypes(_size(seen))[2][shape]
     return {
         "edge": min(1.0, edge / CLEAN_EDGE) ** 2,
-        "ground": _falloff(unrest, 9.0),
+        "ground": falloff(unrest, 9.0),
         "wholeness": 1 - float(np.mean(seen.fragments)),
-        "contrast": _falloff(max(0.0, 1 - seen.contrast / due), 0.35),
+        "contrast": falloff(max(0.0, 1 - seen.contrast / due), 0.35),
     }
 
 
@@ -197,10 +197,10 @@ def _movement(seen: Outlines, scene: Scene) -> dict[str, float]:
     travelled = float(np.max(np.ptp(seen.centres, axis=0)))
     return {
         "presence": float(seen.found.mean()),
-        "smoothness": _falloff(float(np.sqrt(np.mean(_surprises(steps) ** 2))), 1.3),
-        "steady light": _falloff(float(np.std(seen.ground[:, 0])), 5.0),
-        "rigidity": _falloff(float(np.std(areas) / np.mean(areas)), 0.35),
-        "unbroken": _falloff(max(0, _longest_rest(steps) - 3), 3.0) if moving else 1.0,
+        "smoothness": falloff(float(np.sqrt(np.mean(_surprises(steps) ** 2))), 1.3),
+        "steady light": falloff(float(np.std(seen.ground[:, 0])), 5.0),
+        "rigidity": falloff(float(np.std(areas) / np.mean(areas)), 0.35),
+        "unbroken": falloff(max(0, _longest_rest(steps) - 3), 3.0) if moving else 1.0,
         "range": min(1.0, travelled / (0.8 * TRAVEL["slow"])) if moving else 1.0,
     }
 
@@ -225,8 +225,3 @@ def _longest_rest(steps: np.ndarray) -> int:
         run = run + 1 if resting else 0
         longest = max(longest, run)
     return longest
-
-
-def _falloff(value: float, half: float) -> float:
-    """1 at 0, one half at `half`."""
-    return float(1.0 / (1.0 + (value / half) ** 2))

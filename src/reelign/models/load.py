@@ -29,8 +29,7 @@ def load_model(name: str | Path, dtype: str = "float32", device: torch.device | 
 
     Args:
         name: 'miniature', an artifact of a run (its folder, or the stage folder that holds `model/`), a diffusers
-        folder
-            or a hub id.
+            folder or a hub id.
         dtype: "float32" or "bfloat16" for text encoder and denoisers; the autoencoder always computes in float32.
         device: where to put it; by default the CUDA device when there is one.
 

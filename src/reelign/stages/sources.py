@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -171,39 +171,20 @@ def write_held_out_figures(path: Path, before: Sequence[float], after: Sequence[
     """The gain on held-out real shots, for the report."""
     from reelign.evaluate.statistics import bootstrap_mean
 
-    figures = []
-    for label, values in (("before", before), ("after", after)):
-        found = bootstrap_mean(list(values))
-        figures.append(
-            {
-                "label": f"Flow-matching loss on {found.n} held-out real clips, {label}",
-                "value": found.value,
-                "low": found.low,
-                "high": found.high,
-                "unit": "",
-                "note": "",
-            }
-        )
+    losses = {label: bootstrap_mean(list(values)) for label, values in (("before", before), ("after", after))}
     change = bootstrap_mean([100 * (b - a) / a for a, b in zip(before, after, strict=True)])
-    figures.append(
-        {
-            "label": "Change of that loss, clip by clip",
-            "value": change.value,
-            "low": change.low,
-            "high": change.high,
-            "unit": "%",
-            "note": "",
-        }
-    )
+    figures = [
+        _figure(f"Flow-matching loss on {found.n} held-out real clips, {label}", found.value, found.low, found.high)
+        for label, found in losses.items()
+    ]
+    figures.append(_figure("Change of that loss, clip by clip", change.value, change.low, change.high, unit="%"))
     if psnr is not None:
-        figures.append(
-            {
-                "label": "The autoencoder on the same real frames",
-                "value": psnr,
-                "low": None,
-                "high": None,
-                "unit": "dB",
-                "note": "PSNR",
-            }
-        )
+        figures.append(_figure("The autoencoder on the same real frames", psnr, unit="dB", note="PSNR"))
     write_atomically(path, json.dumps({"figures": figures}, indent=1))
+
+
+def _figure(
+    label: str, value: float, low: float | None = None, high: float | None = None, unit: str = "", note: str = ""
+) -> dict[str, Any]:
+    """A number with its interval, as the report reads it."""
+    return {"label": label, "value": value, "low": low, "high": high, "unit": unit, "note": note}
