@@ -75,9 +75,6 @@ def test_c_the_gradient_of_the_log_probability_is_minus_lambda_e_over_d(law, ste
     logp = sde_step(x, leaf, sigma, sigma_next, law, GRID, x_next=drawn.x_next).logp
     (gradient,) = torch.autograd.grad(logp.sum(), leaf)
     scale = gradient_scale(sigma, sigma_next, law, GRID).view(-1, 1, 1, 1)
-    if law.name == "cps":
-        # Its public log-density is -(x' - mu)^2: the normalised one times 2 s^2.
-        scale = scale * 2 * drawn.std.view(-1, 1, 1, 1) ** 2
     assert torch.allclose(gradient, -scale * noise / x[0].numel(), rtol=1e-9, atol=1e-12)
 
 

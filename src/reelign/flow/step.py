@@ -107,12 +107,12 @@ def sde_step(
 def gradient_scale(sigma: Tensor, sigma_next: Tensor, law: NoiseLaw, grid: Tensor) -> Tensor:
     """lambda in `d logp / d v = -lambda e / D`, (B,): how loudly a step speaks in a policy gradient.
 
-    For the SDE laws `sqrt(dt) / g + g sqrt(dt) (1 - sigma) / (2 sigma)`. For cps, whose public log-density is not
-    normalised, the derivative of the mean over the spread.
+    For the SDE laws `sqrt(dt) / g + g sqrt(dt) (1 - sigma) / (2 sigma)`. The public log-density of cps is not
+    normalised; its lambda is `2 s ((1 - sigma') sigma - rho (1 - sigma))`, 2 s^2 times that of the normalised one.
     """
     if law.name == "cps":
         keep, std = _cps(sigma_next, law)
-        return ((1 - sigma_next) * sigma - keep * (1 - sigma)) / std
+        return 2 * std * ((1 - sigma_next) * sigma - keep * (1 - sigma))
     level, dt = noise_level(sigma, sigma_next, law, grid), sigma - sigma_next
     return dt.sqrt() / level + level * dt.sqrt() * (1 - sigma) / (2 * sigma)
 
