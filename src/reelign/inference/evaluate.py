@@ -61,8 +61,8 @@ def _evaluate(name: str, battery: BatteryConfig, sampler: SampleConfig, out: Pat
 
 
 def _score_rows(evaluation: Evaluation) -> list[list[str]]:
-    rows = []
+    rows, prompts = [], [item.prompt for item in evaluation.items]
     for axis in evaluation.axes:
-        interval = bootstrap_mean([item.scores[axis] for item in evaluation.items])
+        interval = bootstrap_mean([item.scores[axis] for item in evaluation.items], prompts)
         rows.append([axis, f"{interval.value:.3f}", f"[{interval.low:.3f}, {interval.high:.3f}]"])
     return rows

@@ -37,6 +37,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep_last: int = 2) -> None:
         self.folder, self.keep_last = folder, keep_last
+        self._trusted: set[Path] = set()
 
     def save(self, step: int, state: State, metric: float | None = None) -> Path:
         """Write a checkpoint; every rank must call this.
@@ -65,6 +66,7 @@ class Checkpoints:
                 write_atomically(partial / MANIFEST, json.dumps(manifest | {"sha256": _seal(manifest)}))
                 shutil.rmtree(target, ignore_errors=True)
                 partial.replace(target)
+                self._trusted.add(target)
                 self._forget()
         except (OSError, CheckpointException) as error:
             shutil.rmtree(partial, ignore_errors=True)
@@ -84,9 +86,7 @@ class Checkpoints:
 
     def best(self) -> Path | None:
         """The intact checkpoint with the highest metric; the newest of equals."""
-        intact = [path for path in self._whole() if _intact(path)]
-        rated = [(json.loads((path / MANIFEST).read_text(encoding="utf-8"))["metric"], path) for path in intact]
-        return max(((metric, path) for metric, path in rated if metric is not None), default=(None, None))[1]
+        return _highest([path for path in self._whole() if _intact(path)])
 
     def load(self, path: Path, state: State) -> dict[str, Any]:
         """Read a checkpoint into `state`, in place; every rank must call this.
@@ -118,11 +118,29 @@ class Checkpoints:
         return [path for path in sorted(self.folder.glob("step-????????")) if (path / MANIFEST).exists()]
 
     def _forget(self) -> None:
-        """Remove all but the newest and the best."""
-        best = self.best()
+        """Remove all but the newest and the best.
+
+        What this process wrote or has read once is not read again: a save should not cost the reading of every
+        checkpoint that is kept.
+        """
+        self._trusted |= {path for path in self._whole() if path not in self._trusted and _intact(path)}
+        best = _highest([path for path in self._whole() if path in self._trusted])
         for path in self._whole()[: -self.keep_last]:
             if path != best:
                 shutil.rmtree(path)
+
+
+def _highest(paths: list[Path]) -> Path | None:
+    """The checkpoint with the highest metric; the newest of equals. One that lost its manifest has none."""
+    rated = [(metric, path) for path in paths if (metric := _metric(path)) is not None]
+    return max(rated, default=(None, None))[1]
+
+
+def _metric(path: Path) -> float | None:
+    try:
+        return json.loads((path / MANIFEST).read_text(encoding="utf-8"))["metric"]
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def _split(state: State) -> tuple[dict[str, Tensor], dict[str, Any]]:
