@@ -15,9 +15,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from reelign.data.clip import Clip, write_clip
+from reelign.data.metrics import measure_clip
 from reelign.data.prompts import read_prompts
 from reelign.evaluate.evaluation import Evaluation, Item
-from reelign.evaluate.metrics import measure_clip
 from reelign.miniature.captions import full_prompt, user_prompt
 from reelign.miniature.judge import judge
 from reelign.miniature.judgement import AXES

@@ -8,10 +8,11 @@ video may only be blamed for what was asked.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
-from reelign.miniature.world import ATTRIBUTES, Scene
+from reelign.miniature.world import ATTRIBUTES, VALUES, Scene
 
 MOTION_WORDS = {
     "left": "moving left",
@@ -95,6 +96,37 @@ def user_prompt(scene: Scene, generator: np.random.Generator) -> Prompt:
     return Prompt(" ".join(parts), scene, tuple(stated))
 
 
+def read_prompt(text: str) -> Prompt | None:
+    """What a text asks for, in the world's own words or the users'; attributes that it leaves out stand at their first
+    value and are not stated.
+
+    Returns:
+        None if the text lacks an attribute of `IDENTIFYING`.
+    """
+    left = f" {' '.join(text.lower().split())} "
+    said: dict[str, str] = {}
+    for phrase, (name, value) in _phrases().items():
+        if f" {phrase} " in left:
+            left = left.replace(f" {phrase} ", "  ")
+            said.setdefault(name, value)
+    if not all(name in said for name in IDENTIFYING):
+        return None
+    scene = Scene(**({name: values[0] for name, values in VALUES.items()} | said))
+    return Prompt(text, scene, tuple(name for name in stated_in_full(scene) if name in said))
+
+
+@cache
+def _phrases() -> dict[str, tuple[str, str]]:
+    """Every phrase with its attribute and value, the longest first: "going around" is no "going"."""
+    own: dict[str, dict[str, str]] = {"motion": MOTION_WORDS, "speed": SPEED_WORDS}
+    found = {}
+    for name, values in VALUES.items():
+        for value in values:
+            word = own[name][value] if name in own else value
+            found |= dict.fromkeys((word, *SYNONYMS[word]), (name, value))
+    return dict(sorted(found.items(), key=lambda item: -len(item[0])))
+
+
 def _user_words(name: str, scene: Scene, generator: np.random.Generator) -> str:
     value = getattr(scene, name)
     words: dict[str, dict[str, str]] = {"motion": MOTION_WORDS, "speed": SPEED_WORDS}
@@ -105,13 +137,10 @@ def _user_words(name: str, scene: Scene, generator: np.random.Generator) -> str:
 
 def careless_caption(scene: Scene, generator: np.random.Generator, wrong: float, missing: float) -> str:
     """A full caption as scraped data has it: each attribute wrong or missing with the given probabilities."""
-    from reelign.miniature.world import BACKGROUNDS, COLOURS, MOTIONS, RADII, SHAPES, SPEEDS
-
-    values = dict(zip(ATTRIBUTES, (COLOURS, SHAPES, RADII, MOTIONS, SPEEDS, BACKGROUNDS), strict=True))
     said = {name: getattr(scene, name) for name in ATTRIBUTES}
-    for name, choices in values.items():
+    for name, choices in VALUES.items():
         if generator.random() < wrong:
-            said[name] = list(choices)[int(generator.integers(len(choices)))]
+            said[name] = choices[int(generator.integers(len(choices)))]
     text = full_caption(Scene(**said), generator)
     return " ".join(word for word in text.split() if generator.random() >= missing)
 

@@ -73,6 +73,15 @@ class Scene:
 
 
 ATTRIBUTES: tuple[str, ...] = tuple(field.name for field in fields(Scene))
+VALUES: dict[str, tuple[str, ...]] = {
+    "colour": tuple(COLOURS),
+    "shape": SHAPES,
+    "size": tuple(RADII),
+    "motion": MOTIONS,
+    "speed": SPEEDS,
+    "background": tuple(BACKGROUNDS),
+}
+"""The values of each attribute."""
 
 
 def scenes(held_out: bool) -> list[Scene]:

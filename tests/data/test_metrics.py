@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from reelign.data.clip import Clip
-from reelign.evaluate.metrics import measure_clip, optical_flow
+from reelign.data.metrics import measure_clip, optical_flow
 
 FRAMES, SIDE, FPS = 17, 96, 8.0
 
