@@ -6,9 +6,10 @@ import torch
 from reelign.errors import ReelignError
 from reelign.flow.step import NoiseLaw
 from reelign.models.adapter import LoraSettings, attach_lora
+from reelign.models.base import take
 from reelign.models.load import load_model
 from reelign.sampling.noise import generator, initial_noise
-from reelign.sampling.sample import SampleConfig, Stochastic, replay, sample
+from reelign.sampling.sample import SampleConfig, Stochastic, joined, replay, sample
 from tiny_wan import tiny_wan
 
 LAWS = ["flow", "dance", "linear", "truncated", "cps"]
@@ -113,7 +114,57 @@ def test_p_a_branch_from_a_shared_prefix_is_the_full_rollout(model):
     stored = full.transitions[0]
     branch = sample(model, conditions, stored.x, config, None, Stochastic(steps, law, generators(2)), start=2)
     assert torch.equal(branch.latents, full.latents)
-    assert branch.nfe == full.nfe - 2
+    assert branch.nfe == full.nfe - 2 * 2
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+@pytest.mark.parametrize("law", LAWS)
+def test_p_branches_are_the_full_rollouts_and_their_replay_too(model, law, guidance):
+    """Two prompts of three clips each: with one shared way to a stochastic step of their own, and each clip alone."""
+    config, noise_law, group = SampleConfig(steps=STEPS, solver="euler", guidance_scale=guidance), NoiseLaw(law, 0.4), 3
+    conditions, negative = model.encode_text(PROMPTS[:2]), model.encode_text([""] * 2)
+    steps = torch.zeros(2, STEPS, dtype=torch.bool)
+    steps[0, 3] = steps[1, 1] = True
+    policy = Stochastic(steps, noise_law, generators(6), branches=group)
+    shared = sample(model, conditions, start(model, 2), config, negative, policy)
+    each = torch.arange(2).repeat_interleave(group)
+    own, away = take(conditions, each), take(negative, each)
+    alone = Stochastic(steps[each], noise_law, generators(6))
+    full = sample(model, own, start(model, 2)[each], config, away, alone)
+    torch.testing.assert_close(shared.latents, full.latents, rtol=1e-4, atol=1e-5)
+    assert shared.latents.shape[0] == 6
+    evaluations = 1 if guidance == 1 else 2
+    assert full.nfe == 6 * STEPS * evaluations
+    assert shared.nfe == ((4 + 3 * 1) + (2 + 3 * 3)) * evaluations
+    assert [t.rows.tolist() for t in shared.transitions] == [[1], [0]]
+    branched, stored = joined(shared.transitions), joined(full.transitions)
+    assert (branched.rows.tolist(), stored.rows.tolist()) == ([0, 1], list(range(6)))
+    assert torch.equal(branched.sigma, config.grid[[3, 1]].to(branched.sigma))
+    torch.testing.assert_close(branched.logp, stored.logp, rtol=1e-5, atol=1e-5)
+    weights = torch.tensor([1.0, -2.0, 0.5, 0.3, 1.0, -1.0])
+    gradients = []
+    for parts, transition in (((conditions, negative), branched), ((own, away), stored)):
+        again = replay(model, parts[0], transition, config, noise_law, parts[1])
+        assert torch.allclose((again.logp - transition.logp).exp(), torch.ones(6), atol=1e-6)
+        trained = [p for p in model.pipeline.transformer.parameters() if p.requires_grad]
+        (weights * again.logp).sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in trained if p.grad is not None]))
+        model.pipeline.transformer.zero_grad()
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5 * float(gradients[1].abs().max()))
+
+
+def test_rows_branch_once_and_have_a_generator_each():
+    steps = torch.zeros(2, STEPS, dtype=torch.bool)
+    steps[0, 1] = True
+    with pytest.raises(ValueError, match="exactly one"):
+        Stochastic(steps, NoiseLaw("flow"), generators(6), branches=3)
+    steps[1, 2] = True
+    Stochastic(steps, NoiseLaw("flow"), generators(6), branches=3)
+    with pytest.raises(ValueError, match="generators"):
+        Stochastic(steps, NoiseLaw("flow"), generators(5), branches=3)
+    steps[:, 3] = True
+    with pytest.raises(ValueError, match="exactly one"):
+        Stochastic(steps, NoiseLaw("flow"), generators(6), branches=3)
 
 
 def test_guidance_outside_its_interval_is_neither_applied_nor_paid(model):
@@ -123,7 +174,7 @@ def test_guidance_outside_its_interval_is_neither_applied_nor_paid(model):
     guided = int(((levels >= 0.3) & (levels <= 0.9)).sum())
     assert 0 < guided < STEPS
     found = sample(model, conditions, start(model), inside, negative)
-    assert found.nfe == STEPS + guided
+    assert found.nfe == 3 * (STEPS + guided)
     never = inside.model_copy(update={"guidance_interval": (2.0, 3.0)})
     off = inside.model_copy(update={"guidance_scale": 1.0})
     assert torch.equal(

@@ -144,7 +144,7 @@ def generate_batch(
     conditions = model.encode_text([text for text, _ in prompts])
     negative = model.encode_text([sampler.negative_prompt] * len(prompts))
     sampled = sample(model, conditions, noise.to(model.device), sampler, negative=negative)
-    return model.decode(sampled.latents).cpu().numpy(), sampled.nfe * len(prompts)
+    return model.decode(sampled.latents).cpu().numpy(), sampled.nfe
 
 
 def _judged(task: Task, video: np.ndarray, config: BatteryConfig, place: str | None) -> Item:

@@ -15,6 +15,12 @@ from torch import Tensor
 Conditions = dict[str, Tensor]
 """The encoded prompts: tensors keyed by name, batch first; opaque to everyone but the adapter of the family."""
 
+
+def take(conditions: Conditions, rows: Tensor) -> Conditions:
+    """The conditions of some rows, in their order; a row may be taken more than once."""
+    return {name: value[rows.to(value.device)] for name, value in conditions.items()}
+
+
 CARD = "card.json"
 """The file of an artifact that says what it is and where it comes from."""
 

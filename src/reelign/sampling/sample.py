@@ -18,7 +18,7 @@ from torch import Tensor
 from reelign.errors import ReelignError
 from reelign.flow.grid import Spacing, sigma_grid
 from reelign.flow.step import NoiseLaw, SdeStep, ode_step, sde_step
-from reelign.models.base import Conditions, VideoModel
+from reelign.models.base import Conditions, VideoModel, take
 
 
 class SampleConfig(BaseModel):
@@ -50,12 +50,21 @@ class Stochastic:
     Attributes:
         steps: bool (B, steps): sample b takes an SDE step at index k.
         law: the noise law of those steps.
-        generators: one a sample; a sample's noise does not depend on its batch.
+        generators: one a sample that comes out; a sample's noise does not depend on its batch.
+        branches: how many samples leave each row at its stochastic step, the only one. They share the noise and the
+            whole way before it, which is computed once.
     """
 
     steps: Tensor
     law: NoiseLaw
     generators: Sequence[torch.Generator]
+    branches: int = 1
+
+    def __post_init__(self) -> None:
+        if len(self.generators) != len(self.steps) * self.branches:
+            raise ValueError(f"{len(self.steps)} rows with {self.branches} branches need as many generators")
+        if self.branches > 1 and bool((self.steps.sum(1) != 1).any()):
+            raise ValueError("a row that branches takes exactly one stochastic step")
 
 
 @dataclass(frozen=True)
@@ -63,9 +72,12 @@ class Transition:
     """A stochastic transition of some samples of a batch: what a trained step stores.
 
     Attributes:
-        rows: indices (b,) of the samples in the batch.
-        x, x_next, mean: (b, C, F, h, w).
-        sigma, sigma_next, logp: (b,).
+        rows: indices (b,) of the samples in the batch, before they branch.
+        x: (b, C, F, h, w).
+        sigma, sigma_next: (b,).
+        x_next, mean: (b * branches, C, F, h, w); the branches of a row stand together.
+        logp: (b * branches,).
+        branches: results of each row.
     """
 
     rows: Tensor
@@ -75,11 +87,13 @@ class Transition:
     x_next: Tensor
     logp: Tensor
     mean: Tensor
+    branches: int = 1
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """What sampling gives: latents (B, C, F, h, w), stored transitions in order, network evaluations per sample."""
+    """What sampling gives: latents (B * branches, C, F, h, w), stored transitions in order, and the network evaluations
+    that it took (one a row each time)."""
 
     latents: Tensor
     transitions: list[Transition]
@@ -112,35 +126,43 @@ def sample(
     """
     grid, latents, nfe = config.grid, noise.float(), 0
     transitions: list[Transition] = []
+    owner = torch.arange(len(noise))
     solver = _UniPC(config, start) if config.solver == "unipc" else None
     if solver is not None and stochastic is not None and bool(stochastic.steps.any()):
         raise ReelignError("stochastic steps need sampler.solver=euler: UniPC carries a memory over its steps.")
     for index in range(start, config.steps):
         sigma, sigma_next = (latents.new_full((len(latents),), float(grid[k])) for k in (index, index + 1))
         seen = sigma if solver is None else solver.level_seen_by_model(sigma, index)
-        velocity, evaluations = guided_velocity(model, latents, seen, conditions, config, negative)
-        nfe += evaluations
+        own, away = (conditions, negative) if len(owner) == len(noise) else _taken(conditions, negative, owner)
+        velocity, evaluations = guided_velocity(model, latents, seen, own, config, away)
+        nfe += evaluations * len(latents)
         if solver is not None:
             latents = solver.step(velocity, latents, index)
             continue
         moved = ode_step(latents, velocity, sigma, sigma_next)
-        if stochastic is not None and len(rows := stochastic.steps[:, index].nonzero().flatten()):
-            fresh = torch.stack([_draw(stochastic.generators[int(row)], latents) for row in rows])
-            step = sde_step(
-                latents[rows],
-                velocity[rows],
-                sigma[rows],
-                sigma_next[rows],
-                stochastic.law,
-                grid.to(latents),
-                noise=fresh,
-            )
-            moved[rows] = step.x_next
-            transitions.append(
-                Transition(rows, latents[rows], sigma[rows], sigma_next[rows], step.x_next, step.logp, step.mean)
-            )
+        if stochastic is not None and len(here := stochastic.steps[owner, index].nonzero().flatten()):
+            levels = (sigma[here], sigma_next[here])
+            transition = _transition(owner[here], latents[here], velocity[here], levels, stochastic, grid)
+            transitions.append(transition)
+            results = torch.ones_like(owner)
+            results[here] = stochastic.branches
+            each = torch.arange(len(owner)).repeat_interleave(results)
+            moved, owner = moved[each.to(moved.device)], owner[each]
+            moved[torch.isin(each, here).to(moved.device)] = transition.x_next
         latents = moved
     return Sampled(latents, transitions, nfe)
+
+
+def joined(transitions: Sequence[Transition]) -> Transition:
+    """Transitions of different rows as one, so that one network evaluation replays them all."""
+    order = torch.argsort(torch.cat([t.rows for t in transitions]), stable=True)
+    branches = transitions[0].branches
+    each = (order[:, None] * branches + torch.arange(branches)).flatten()
+    parts = {
+        name: torch.cat([getattr(t, name) for t in transitions])[each if name in ("x_next", "logp", "mean") else order]
+        for name in ("rows", "x", "sigma", "sigma_next", "x_next", "logp", "mean")
+    }
+    return Transition(**parts, branches=branches)
 
 
 def replay(
@@ -153,18 +175,14 @@ def replay(
 ) -> SdeStep:
     """The stored transition under the current weights; gradients flow through its `logp` and `mean`.
 
-    `conditions` and `negative` are those of the transition's own rows.
+    `conditions` and `negative` are those of the transition's own rows. Branches share one network evaluation.
     """
     velocity, _ = guided_velocity(model, transition.x, transition.sigma, conditions, config, negative)
-    return sde_step(
-        transition.x,
-        velocity,
-        transition.sigma,
-        transition.sigma_next,
-        law,
-        config.grid.to(transition.x),
-        x_next=transition.x_next,
+    x, velocity, sigma, sigma_next = (
+        value.repeat_interleave(transition.branches, 0)
+        for value in (transition.x, velocity, transition.sigma, transition.sigma_next)
     )
+    return sde_step(x, velocity, sigma, sigma_next, law, config.grid.to(x), x_next=transition.x_next)
 
 
 def guided_velocity(
@@ -188,8 +206,20 @@ def guided_velocity(
     return away + scale * (velocity - away), 2
 
 
-def _draw(source: torch.Generator, like: Tensor) -> Tensor:
-    return torch.randn(like.shape[1:], generator=source).to(like.device)
+def _taken(conditions: Conditions, negative: Conditions | None, rows: Tensor) -> tuple[Conditions, Conditions | None]:
+    return take(conditions, rows), None if negative is None else take(negative, rows)
+
+
+def _transition(
+    rows: Tensor, x: Tensor, velocity: Tensor, levels: tuple[Tensor, Tensor], stochastic: Stochastic, grid: Tensor
+) -> Transition:
+    """Take the SDE step of some rows, each as often as it branches."""
+    count = stochastic.branches
+    own = [row * count + branch for row in rows.tolist() for branch in range(count)]
+    fresh = torch.stack([torch.randn(x.shape[1:], generator=stochastic.generators[index]) for index in own])
+    start, moves, sigma, sigma_next = (value.repeat_interleave(count, 0) for value in (x, velocity, *levels))
+    step = sde_step(start, moves, sigma, sigma_next, stochastic.law, grid.to(x), noise=fresh.to(x.device))
+    return Transition(rows, x, *levels, step.x_next, step.logp, step.mean, count)
 
 
 class _UniPC:
