@@ -69,15 +69,27 @@ def run(recipe: RecipePath, overrides: Overrides = None) -> None:
 @app.command()
 def sft(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Run a recipe up to supervised fine-tuning only (whatever other stages it names)."""
+    _run_up_to("sft", recipe, overrides)
+
+
+@app.command()
+def rlhf(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Run a recipe up to reinforcement learning from rewards only (whatever stages come after it)."""
+    _run_up_to("rlhf", recipe, overrides)
+
+
+def _run_up_to(stage: str, recipe: Path, overrides: list[str] | None) -> None:
+    from reelign.pipeline import STAGES
     from reelign.pipeline import run as run_recipe
     from reelign.recipe import load_recipe
 
     quiet_libraries()
     loaded = load_recipe(recipe, overrides or [])
-    if loaded.sft is None:
-        raise ReelignError(f"{recipe} has no `sft:` stage.")
+    if getattr(loaded, stage) is None:
+        raise ReelignError(f"{recipe} has no `{stage}:` stage.")
+    later = STAGES[STAGES.index(stage) + 1 :]
     with bars(console) as progress:
-        result = run_recipe(loaded, progress)
+        result = run_recipe(loaded.model_copy(update=dict.fromkeys(later)), progress)
     _show_result(result.report, result.summary)
 
 

@@ -20,6 +20,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from pydantic import BaseModel
+
 import reelign
 from reelign.data import curate as curate_module
 from reelign.data.curate import curate
@@ -35,13 +37,17 @@ from reelign.models.load import load_model
 from reelign.provenance import run_facts
 from reelign.recipe import CurateStage, Recipe, dump_recipe
 from reelign.report.page import build_report
+from reelign.stages import rlhf as rlhf_module
 from reelign.stages import sft as sft_module
 from reelign.stages.context import Progress, StageContext, silent
-from reelign.stages.sft import run_sft
+from reelign.stages.rlhf import RlhfConfig, run_rlhf
+from reelign.stages.sft import SftConfig, run_sft
 from reelign.train.ledger import Ledger
 from reelign.train.loop import Interrupt
 from reelign.train.parallel import World
 
+STAGES = ("sft", "rlhf")
+"""Training stages in their order, by their key in a recipe."""
 FOOTAGE = Path(__file__).parent / "miniature" / "assets" / "footage"
 
 
@@ -79,7 +85,7 @@ class _Run:
 
     def go(self, command: str) -> RunResult:
         recipe = self.recipe
-        names = ["base", *(name for name in ("sft",) if getattr(recipe, name) is not None)]
+        names = ["base", *(name for name in STAGES if getattr(recipe, name) is not None)]
         if self.world.is_main:
             write_atomically(self.folder / "recipe.yaml", dump_recipe(recipe))
             facts = run_facts(recipe.name, recipe.seed, command, names, str(self.folder / "recipe.yaml"))
@@ -88,7 +94,9 @@ class _Run:
         self._ceilings()
         self._base()
         if recipe.sft is not None:
-            self._sft(dataset)
+            self._sft(recipe.sft, dataset)
+        if recipe.rlhf is not None:
+            self._rlhf(recipe.rlhf, "sft" if recipe.sft is not None else "base")
         report = self.folder / "report" / "index.html"
         if self.world.is_main:
             self.progress("report", 0, 1, "")
@@ -129,36 +137,53 @@ class _Run:
         key = _fingerprint(parts, [self.recipe.model], battery_module)
         self._stage("base", "Base model", None, key, lambda folder: self.recipe.model)
 
-    def _sft(self, dataset: Path | None) -> None:
-        config = self.recipe.sft
-        assert config is not None
+    def _sft(self, config: SftConfig, dataset: Path | None) -> None:
+        inputs = [self.recipe.model] + ([_digest(dataset / "manifest.parquet")] if dataset else [])
+        key = self._key(config, inputs, sft_module)
+        self._stage(
+            "sft",
+            "Supervised fine-tuning",
+            "base",
+            key,
+            lambda folder: str(run_sft(self._context(folder, self.recipe.model, dataset), config)),
+        )
+
+    def _rlhf(self, config: RlhfConfig, parent: str) -> None:
+        made = json.loads((self.folder / parent / "stage.json").read_text(encoding="utf-8"))
+        key = self._key(config, [made["fingerprint"]], rlhf_module)
+        self._stage(
+            "rlhf",
+            "Reinforcement learning",
+            parent,
+            key,
+            lambda folder: str(run_rlhf(self._context(folder, made["artifact"], None), config)),
+        )
+
+    def _key(self, config: BaseModel, inputs: list[str], code: ModuleType) -> str:
+        """Fingerprint of a training stage."""
         parts = {
-            "sft": config.model_dump(mode="json"),
+            "stage": config.model_dump(mode="json"),
             "seed": self.recipe.seed,
             "dtype": self.recipe.dtype,
             "battery": self.recipe.battery.model_dump(mode="json"),
             "sampler": self.recipe.sampler.model_dump(mode="json"),
         }
-        inputs = [self.recipe.model] + ([_digest(dataset / "manifest.parquet")] if dataset else [])
-        key = _fingerprint(parts, inputs, sft_module)
+        return _fingerprint(parts, inputs, code)
 
-        def train(folder: Path) -> str:
-            context = StageContext(
-                folder=folder,
-                parent=self.recipe.model,
-                dataset=dataset,
-                seed=self.recipe.seed,
-                dtype=self.recipe.dtype,
-                sampler=self.recipe.sampler,
-                battery=self.recipe.battery,
-                world=self.world,
-                ledger=self.ledger,
-                interrupt=self.interrupt,
-                progress=self.progress,
-            )
-            return str(run_sft(context, config))
-
-        self._stage("sft", "Supervised fine-tuning", "base", key, train)
+    def _context(self, folder: Path, parent: str, dataset: Path | None) -> StageContext:
+        return StageContext(
+            folder=folder,
+            parent=parent,
+            dataset=dataset,
+            seed=self.recipe.seed,
+            dtype=self.recipe.dtype,
+            sampler=self.recipe.sampler,
+            battery=self.recipe.battery,
+            world=self.world,
+            ledger=self.ledger,
+            interrupt=self.interrupt,
+            progress=self.progress,
+        )
 
     def _stage(self, name: str, title: str, parent: str | None, key: str, make: Callable[[Path], str]) -> None:
         """Make a stage's artifact, run the battery on it and compare it with its parent."""

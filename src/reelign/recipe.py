@@ -20,6 +20,7 @@ from reelign.data.curate import CurateConfig
 from reelign.errors import ReelignError
 from reelign.evaluate.battery import BatteryConfig
 from reelign.sampling.sample import SampleConfig
+from reelign.stages.rlhf import RlhfConfig
 from reelign.stages.sft import SftConfig
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -50,6 +51,7 @@ class Recipe(BaseModel):
     battery: BatteryConfig = Field(default_factory=BatteryConfig, description="Prompts, seeds and judge of evaluation.")
     curate: CurateStage | None = Field(default=None, description="Turn footage into a dataset before training.")
     sft: SftConfig | None = Field(default=None, description="Supervised fine-tuning.")
+    rlhf: RlhfConfig | None = Field(default=None, description="Reinforcement learning from rewards, after it.")
 
     @property
     def folder(self) -> Path:

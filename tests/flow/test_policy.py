@@ -147,7 +147,7 @@ def loudness(step: int, law: NoiseLaw, guard: bool) -> torch.Tensor:
 def test_m_rectified_every_step_is_equally_loud(law):
     steps = range(10)
     scales = gradient_scale(GRID[:10], GRID[1:11], law, GRID)
-    weights = rectified(scales)
+    weights = rectified(scales, torch.ones(10, dtype=torch.bool))
     assert float(weights.mean()) == pytest.approx(1.0)
     raw = torch.stack([loudness(step, law, guard=False) for step in steps])
     assert float(raw.max() / raw.min()) > 1.4
@@ -156,7 +156,9 @@ def test_m_rectified_every_step_is_equally_loud(law):
 
 def test_grpo_guard_with_the_flow_law_is_rectification_on_policy():
     law, dt = NoiseLaw("flow", 0.7), GRID[1:10] - GRID[2:11]
-    guarded = torch.stack([loudness(step, law, guard=True) for step in range(1, 10)]) * guard_weights(dt)
+    guarded = torch.stack([loudness(step, law, guard=True) for step in range(1, 10)]) * guard_weights(
+        dt, torch.ones(9, dtype=torch.bool)
+    )
     assert torch.allclose(guarded, guarded[0].expand(9), rtol=1e-8)
 
 
@@ -173,6 +175,18 @@ def test_grpo_guards_ratio_is_linear_in_the_change_and_has_no_bias(law):
 
 @pytest.mark.parametrize("law", SDE_LAWS, ids=lambda law: law.name)
 def test_the_velocitys_divergence_is_the_policys_without_lambda(law):
-    old, new, change, _, leaf = setting(4, 0.2, law)
+    old, new, change, _, _ = setting(4, 0.2, law)
     scale = gradient_scale(GRID[4:5], GRID[5:6], law, GRID)
-    assert torch.allclose(kl(new.mean, old.mean, new.std), scale**2 / 2 * velocity_kl(leaf, leaf - change), rtol=1e-9)
+    found = velocity_kl(kl(new.mean, old.mean, new.std), scale)
+    assert torch.allclose(found, change.square().flatten(1).mean(1), rtol=1e-9)
+
+
+def test_the_weights_have_mean_one_over_what_all_ranks_learn_from():
+    scales, learned = rows(0.1, 0.2, 0.4, 0.5), torch.tensor([True, False, True, True])
+    halves = [slice(0, 2), slice(2, 4)]
+    q = 1 / scales
+    sums = iter([(q * learned).sum(), learned.sum().double()] * 2)
+    found = torch.cat([rectified(scales[half], learned[half], lambda _: next(sums)) for half in halves])
+    assert torch.allclose(found, rectified(scales, learned))
+    assert float(found[learned].mean()) == pytest.approx(1.0)
+    assert rectified(scales, torch.zeros(4, dtype=torch.bool)).isfinite().all()

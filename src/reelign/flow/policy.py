@@ -13,7 +13,7 @@ is then on the policy's change in units of the step's noise, and its weight is 1
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +23,7 @@ from torch import Tensor
 from reelign.flow.step import SdeStep
 
 Denominator = Literal["group", "batch", "max_group"]
+Sum = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -124,26 +125,31 @@ def guarded_ratio(step: SdeStep, old_logp: Tensor, old_mean: Tensor) -> Tensor:
     return (step.std * (step.logp - old_logp + bias)).exp()
 
 
-def rectified(gradient_scales: Tensor) -> Tensor:
-    """Weights 1/lambda with mean 1, same shape.
+def rectified(gradient_scales: Tensor, learned: Tensor, over_ranks: Sum = lambda value: value) -> Tensor:
+    """Weights 1/lambda, with mean 1 over everything that is learned from; same shape.
 
     Args:
-        gradient_scales: lambda of every trained step of the whole accumulation window, of all ranks: with a mean over
-            less, one rank or one part of the window would count for more than another.
+        gradient_scales: lambda of every trained step of the whole accumulation window: with a mean over less, one part
+            of the window would count for more than another.
+        learned: bool, same shape: which steps the mean is over.
+        over_ranks: sums a value over all ranks; with a mean over one rank, ranks would count differently.
     """
-    return _mean_one(1 / gradient_scales)
+    return _mean_one(1 / gradient_scales, learned, over_ranks)
 
 
-def guard_weights(dt: Tensor) -> Tensor:
-    """GRPO-Guard's weights 1/dt with mean 1, for the steps of the whole accumulation window of all ranks."""
-    return _mean_one(1 / dt)
+def guard_weights(dt: Tensor, learned: Tensor, over_ranks: Sum = lambda value: value) -> Tensor:
+    """GRPO-Guard's weights 1/dt, with mean 1 as in `rectified`."""
+    return _mean_one(1 / dt, learned, over_ranks)
 
 
-def _mean_one(values: Tensor) -> Tensor:
-    return values / values.mean()
+def _mean_one(values: Tensor, learned: Tensor, over_ranks: Sum) -> Tensor:
+    mean = over_ranks((values * learned).sum()) / over_ranks(learned.sum().to(values)).clamp(min=1)
+    return values / torch.where(mean > 0, mean, 1.0)
 
 
-def velocity_kl(velocity: Tensor, reference: Tensor) -> Tensor:
-    """`|v - v_ref|^2`, mean over dimensions, (B,): the KL of a step without its lambda^2 / 2, equally strict at every
-    noise level."""
-    return (velocity - reference).square().flatten(1).mean(1)
+def velocity_kl(divergence: Tensor, gradient_scales: Tensor) -> Tensor:
+    """`|v - v_ref|^2` from the KL divergence of an SDE step, (B,): equally strict at every noise level.
+
+    The divergence is `lambda^2 / 2 |v - v_ref|^2` (not so for cps, whose lambda is that of another density).
+    """
+    return 2 * divergence / gradient_scales.square()

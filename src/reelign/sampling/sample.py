@@ -53,12 +53,14 @@ class Stochastic:
         generators: one a sample that comes out; a sample's noise does not depend on its batch.
         branches: how many samples leave each row at its stochastic step, the only one. They share the noise and the
             whole way before it, which is computed once.
+        guided: whether the stochastic steps are guided as the others are.
     """
 
     steps: Tensor
     law: NoiseLaw
     generators: Sequence[torch.Generator]
     branches: int = 1
+    guided: bool = True
 
     def __post_init__(self) -> None:
         if len(self.generators) != len(self.steps) * self.branches:
@@ -134,13 +136,15 @@ def sample(
         sigma, sigma_next = (latents.new_full((len(latents),), float(grid[k])) for k in (index, index + 1))
         seen = sigma if solver is None else solver.level_seen_by_model(sigma, index)
         own, away = (conditions, negative) if len(owner) == len(noise) else _taken(conditions, negative, owner)
-        velocity, evaluations = guided_velocity(model, latents, seen, own, config, away)
+        random = None if stochastic is None else stochastic.steps[owner, index]
+        plain = random if stochastic is not None and not stochastic.guided else None
+        velocity, evaluations = guided_velocity(model, latents, seen, own, config, away, plain)
         nfe += evaluations * len(latents)
         if solver is not None:
             latents = solver.step(velocity, latents, index)
             continue
         moved = ode_step(latents, velocity, sigma, sigma_next)
-        if stochastic is not None and len(here := stochastic.steps[owner, index].nonzero().flatten()):
+        if stochastic is not None and random is not None and len(here := random.nonzero().flatten()):
             levels = (sigma[here], sigma_next[here])
             transition = _transition(owner[here], latents[here], velocity[here], levels, stochastic, grid)
             transitions.append(transition)
@@ -192,18 +196,24 @@ def guided_velocity(
     conditions: Conditions,
     config: SampleConfig,
     negative: Conditions | None,
+    plain: Tensor | None = None,
 ) -> tuple[Tensor, int]:
-    """`v_neg + s (v - v_neg)` (arXiv 2207.12598) inside the guidance interval, `v` outside; and what it cost."""
+    """`v_neg + s (v - v_neg)` (arXiv 2207.12598) inside the guidance interval, `v` outside and in the rows of `plain`.
+
+    Returns:
+        the velocity, and the network evaluations of a row.
+    """
     low, high = config.guidance_interval
-    guided = config.guidance_scale != 1 and bool(((sigma >= low) & (sigma <= high)).any())
+    guided = (sigma >= low) & (sigma <= high) & (config.guidance_scale != 1)
+    if plain is not None:
+        guided &= ~plain.to(guided.device)
     velocity = model.velocity(latents, sigma, conditions)
-    if not guided:
+    if not bool(guided.any()):
         return velocity, 1
     if negative is None:
         raise ReelignError(f"guidance_scale={config.guidance_scale:g} needs the conditions of the negative prompt.")
     away = model.velocity(latents, sigma, negative)
-    scale = torch.where((sigma >= low) & (sigma <= high), config.guidance_scale, 1.0).view(-1, 1, 1, 1, 1)
-    return away + scale * (velocity - away), 2
+    return torch.where(guided.view(-1, 1, 1, 1, 1), away + config.guidance_scale * (velocity - away), velocity), 2
 
 
 def _taken(conditions: Conditions, negative: Conditions | None, rows: Tensor) -> tuple[Conditions, Conditions | None]:

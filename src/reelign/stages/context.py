@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from reelign.evaluate.battery import BatteryConfig
 from reelign.sampling.sample import SampleConfig
 from reelign.train.ledger import Ledger
@@ -49,3 +51,8 @@ class StageContext:
     ledger: Ledger
     interrupt: Interrupt
     progress: Progress = field(default=silent)
+
+    def stopping(self) -> bool:
+        """Whether the user asked any rank to stop; all ranks get the same answer."""
+        asked = torch.tensor(float(self.interrupt.requested), device=self.world.device)
+        return bool(self.world.sum(asked) > 0)

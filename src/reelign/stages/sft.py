@@ -10,10 +10,10 @@ position in the global batch): any number of ranks draws the same ones.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from reelign.data.loader import Batch, Loader
@@ -21,35 +21,26 @@ from reelign.errors import ReelignError
 from reelign.evaluate.battery import run_battery
 from reelign.flow.grid import Density, density_weight, sample_sigma
 from reelign.flow.path import interpolate, velocity_target
-from reelign.models.adapter import LoraSettings, attach_lora, save_lora
 from reelign.models.base import Conditions, VideoModel
 from reelign.models.load import load_model
 from reelign.sampling.noise import generator as seeded
 from reelign.stages.context import StageContext
 from reelign.stages.sources import Source, TrainingSet, build_training_set, held_out_loss, write_held_out_figures
+from reelign.stages.trainee import Trainee, TraineeConfig
 from reelign.train.checkpoint import Checkpoints
-from reelign.train.ema import Ema
-from reelign.train.optim import OptimConfig, Optimizer
-from reelign.train.parallel import full
 from reelign.train.track import Sink, Tracker
 
 
-class SftConfig(BaseModel):
+class SftConfig(TraineeConfig):
     """Supervised fine-tuning."""
 
-    model_config = ConfigDict(extra="forbid")
     data: list[Source] = Field(min_length=1, description="Where the captioned clips come from.")
-    method: Literal["full", "lora"] = Field(default="full", description="Train all weights or low-rank adapters.")
-    lora: LoraSettings = Field(default_factory=LoraSettings, description="Adapters; read when `method` is lora.")
     steps: int = Field(default=400, ge=1, description="Optimiser steps.")
     batch_size: int = Field(default=32, ge=1, description="Clips a step over all ranks and accumulation.")
     accumulate: int = Field(default=1, ge=1, description="Forward passes a step on each rank.")
-    optim: OptimConfig = Field(default_factory=OptimConfig, description="AdamW, warm-up and schedule.")
-    ema_decay: float = Field(default=0.99, ge=0, lt=1, description="Average of the weights; it is what is kept.")
     caption_dropout: float = Field(default=0.1, ge=0, le=1, description="Share of captions emptied, for guidance.")
     density: Density = Field(default="logit_normal", description="How noise levels are drawn.")
     shift: float = Field(default=1.0, gt=0, description="Shift of the drawn noise levels.")
-    gradient_checkpointing: bool = Field(default=False, description="Trade a third more compute for memory.")
     validate_every: int = Field(default=100, ge=1, description="Steps between validations.")
     save_every: int = Field(default=100, ge=1, description="Steps between checkpoints.")
     track: list[Sink] = Field(default_factory=list, description="Besides metrics.jsonl: tensorboard, wandb.")
@@ -83,29 +74,14 @@ class Trainer:
         )
         self.empty = model.encode_text([""])
         self.loss_before = held_out_loss(model, data.held_out)
-        _choose_trained(model, config)
-        if world.size > 1 and len(model.denoisers()) > 1:
-            raise ReelignError(
-                f"{model.name} has two experts, and a batch may need only one of them on some ranks, which would wait "
-                "for ever; train it on one rank."
-            )
-        for network in model.denoisers().values():
-            world.shard(network)
-        self.trained = _trained(model)
-        self.optimizer = Optimizer(self.trained.items(), config.optim, total_steps=config.steps)
-        self.ema = Ema(self.trained.items(), config.ema_decay)
+        self.trainee = Trainee(model, config, config.steps, context)
         self.checkpoints = Checkpoints(context.folder / "checkpoints")
         self.tracker = Tracker(context.folder, enabled=world.is_main, sinks=config.track)
         self.step = 0
 
     def state(self) -> dict[str, Any]:
-        """What training goes on from: the weights are the optimiser's masters, all noise follows from keys."""
-        return {
-            "optimizer": self.optimizer,
-            "ema": self.ema,
-            "loader": self.loader,
-            "step": self.step,
-        }
+        """What training goes on from; all noise follows from keys."""
+        return {**self.trainee.state(), "loader": self.loader, "step": self.step}
 
     def resume(self) -> None:
         """Go on from the newest intact checkpoint, if there is one."""
@@ -122,7 +98,7 @@ class Trainer:
         while self.step < config.steps:
             until = min(config.steps, (self.step // config.validate_every + 1) * config.validate_every)
             with context.ledger.phase("sft/train") as cost:
-                while self.step < until and not self.stopping():
+                while self.step < until and not context.stopping():
                     numbers = self.one_step()
                     self.step += 1
                     cost.clips += config.batch_size
@@ -133,24 +109,19 @@ class Trainer:
                         self.checkpoints.save(self.step, self.state())
             # A step that is due for validation is validated also when the run shall stop: it may be the best.
             self.checkpoints.save(self.step, self.state(), self.validate() if self.step == until else None)
-            if self.stopping():
+            if context.stopping():
                 raise ReelignError(f"stopped after step {self.step} as asked; the same command goes on from here.")
-
-    def stopping(self) -> bool:
-        """Whether the user asked any rank to stop; all ranks get the same answer."""
-        asked = torch.tensor(float(self.context.interrupt.requested), device=self.context.world.device)
-        return bool(self.context.world.sum(asked) > 0)
 
     def one_step(self) -> dict[str, float]:
         """Forward, backward and update on one global batch; the loss is the mean over all ranks."""
         total = torch.zeros((), device=self.context.world.device)
-        lr = self.optimizer.lr
+        lr = self.trainee.optimizer.lr
         for part in range(self.config.accumulate):
             loss = self.loss(next(self.loader), part) / self.config.accumulate
             loss.backward()
             total += loss.detach()
-        grad_norm = self.optimizer.step()
-        self.ema.update()
+        grad_norm = self.trainee.optimizer.step()
+        self.trainee.ema.update()
         return {"loss": float(self.context.world.mean(total)), "grad_norm": grad_norm, "lr": lr}
 
     def loss(self, batch: Batch, part: int) -> Tensor:
@@ -178,7 +149,7 @@ class Trainer:
     def validate(self) -> float:
         """Mean of all axes on the validation half of the battery, with the averaged weights."""
         context = self.context
-        with context.ledger.phase("sft/validate") as cost, self.ema.swapped():
+        with context.ledger.phase("sft/validate") as cost, self.trainee.ema.swapped():
             found = run_battery(
                 self.model,
                 context.battery,
@@ -196,51 +167,20 @@ class Trainer:
         return score
 
     def finish(self) -> Path:
-        """Write the best averaged weights as the artifact, from a fresh copy of the parent on the CPU."""
+        """Write the best averaged weights as the artifact, and the gain on held-out clips."""
         best = self.checkpoints.best()
         if best is not None:
             self.checkpoints.load(best, self.state())
         context, target = self.context, self.context.folder / "model"
         if self.data.held_out:
-            with self.ema.swapped():
+            with self.trainee.ema.swapped():
                 after = held_out_loss(self.model, self.data.held_out)
             if context.world.is_main:
                 path = context.folder / "extra.json"
                 write_held_out_figures(path, self.loss_before, after, self.data.reconstruction)
-        averaged = {name: full(value).cpu() for name, value in self.ema.average.items()}
-        if context.world.is_main:
-            artifact = load_model(context.parent, dtype=context.dtype, device="cpu")
-            _choose_trained(artifact, self.config)
-            with torch.no_grad():
-                for name, parameter in _trained(artifact).items():
-                    parameter.copy_(averaged[name])
-            if self.config.method == "lora":
-                save_lora(artifact, target, base=context.parent)
-            else:
-                artifact.save(target)
-        context.world.barrier()
+        self.trainee.write(target)
         self.tracker.close()
         return target
-
-
-def _choose_trained(model: VideoModel, config: SftConfig) -> None:
-    """Choose what learns: adapters, or every weight of the denoisers."""
-    for network in model.denoisers().values():
-        network.requires_grad_(config.method == "full")
-        network.train()
-        if config.gradient_checkpointing:
-            network.enable_gradient_checkpointing()
-    if config.method == "lora":
-        attach_lora(model, config.lora)
-
-
-def _trained(model: VideoModel) -> dict[str, torch.nn.Parameter]:
-    return {
-        f"{part}.{name}": parameter
-        for part, network in model.denoisers().items()
-        for name, parameter in network.named_parameters()
-        if parameter.requires_grad
-    }
 
 
 def _drop(conditions: Conditions, empty: Conditions, keep: Tensor) -> Conditions:

@@ -86,6 +86,14 @@ class World:
         dist.all_reduce(total)
         return total
 
+    def gather(self, value: Tensor) -> Tensor:
+        """The values of all ranks, one after the other along the first dimension; equal shapes on all ranks."""
+        if self.mesh is None:
+            return value
+        parts = [torch.empty_like(value) for _ in range(self.size)]
+        dist.all_gather(parts, value.contiguous())
+        return torch.cat(parts)
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.mesh is not None:

@@ -1,0 +1,322 @@
+"""Stage 2, RLHF: GRPO on the denoising trajectory (arXiv 2604.25427, section 3.2), and DiffusionNFT beside it.
+
+One update: sample a group of clips for each of some prompts, score them, turn scores into advantages within the group,
+and follow the gradient of the clipped surrogate at the transitions that were stochastic. Rollout and replay are one
+function, so the ratio of the first replay is 1 and no log-probability is computed twice. Variants are data.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from reelign.errors import ReelignError
+from reelign.evaluate.battery import run_battery
+from reelign.flow.policy import Advantages, best_and_worst, group_advantages
+from reelign.models.base import VideoModel
+from reelign.models.load import load_model
+from reelign.rewards.base import RewardSet, Scores
+from reelign.rewards.recipe import RewardEntry, build_rewards
+from reelign.sampling.noise import generator
+from reelign.sampling.sample import SampleConfig
+from reelign.stages.algorithm import Algorithm
+from reelign.stages.asked import PromptSource, build_prompts, drawn
+from reelign.stages.context import StageContext
+from reelign.stages.objectives import Told, forward_process_loss, lessons, trajectory_loss
+from reelign.stages.rollout import Place, Rollout, roll_out, rows_of, to_clips
+from reelign.stages.trainee import Trainee, TraineeConfig
+from reelign.train.checkpoint import Checkpoints
+from reelign.train.track import Sink, Tracker
+
+
+class RlhfConfig(TraineeConfig):
+    """Reinforcement learning from rewards. One update samples `prompts_per_update x group_size` clips."""
+
+    prompts: list[PromptSource] = Field(min_length=1, description="What is asked for; no videos are needed.")
+    rewards: list[RewardEntry] = Field(min_length=1, description="Who judges, and the weight of each dimension.")
+    algorithm: Algorithm = Field(default_factory=Algorithm, description="Preset and its changes.")
+    updates: int = Field(default=60, ge=1, description="Optimiser steps.")
+    prompts_per_update: int = Field(default=8, ge=1, description="Groups an update, over all ranks.")
+    group_size: int = Field(default=8, ge=2, description="Clips a prompt.")
+    micro_batch: int = Field(default=32, ge=1, description="Clips that are sampled or trained on at once on a rank.")
+    select: int | None = Field(default=None, ge=2, description="Train on this many best and worst clips of a group.")
+    validate_every: int = Field(default=10, ge=1, description="Updates between validations on held-out prompts.")
+    patience: int | None = Field(default=4, ge=1, description="Validations without a new best before it stops early.")
+    save_every: int = Field(default=10, ge=1, description="Updates between checkpoints.")
+    track: list[Sink] = Field(default_factory=list, description="Besides metrics.jsonl: tensorboard, wandb.")
+
+    @model_validator(mode="after")
+    def _budget_fits(self) -> Self:
+        if self.select is not None and (self.select % 2 or self.select > self.group_size):
+            raise ValueError(f"select={self.select} must be even and at most group_size={self.group_size}")
+        return self
+
+
+def run_rlhf(context: StageContext, config: RlhfConfig) -> Path:
+    """Train the parent on rewards and write the artifact to `context.folder / "model"`; resumes what was begun."""
+    model = load_model(context.parent, dtype=context.dtype, device=context.world.device)
+    with ThreadPoolExecutor(1, "reward") as judges:
+        trainer = Trainer(model, build_rewards(config.rewards), judges, context, config)
+        trainer.resume()
+        trainer.train()
+        return trainer.finish()
+
+
+class Trainer:
+    """The loop and the state that a checkpoint holds."""
+
+    def __init__(
+        self,
+        model: VideoModel,
+        rewards: RewardSet,
+        judges: ThreadPoolExecutor,
+        context: StageContext,
+        config: RlhfConfig,
+    ) -> None:
+        self.model, self.rewards, self.judges = model, rewards, judges
+        self.context, self.config, self.algorithm = context, config, config.algorithm
+        if config.prompts_per_update % context.world.size:
+            raise ReelignError(
+                f"rlhf.prompts_per_update={config.prompts_per_update} does not divide over {context.world.size} ranks."
+            )
+        self.prompts = build_prompts(config.prompts)
+        self.sampler = training_sampler(context.sampler, self.algorithm)
+        self.replayed = self.sampler
+        if self.algorithm.guidance == "rollout":
+            self.replayed = self.sampler.model_copy(update={"guidance_scale": 1.0})
+        self.reference = None
+        if self.algorithm.kl:
+            self.reference = load_model(context.parent, dtype=context.dtype, device=context.world.device)
+        self.trainee = Trainee(model, config, config.updates, context)
+        self.checkpoints = Checkpoints(context.folder / "checkpoints")
+        self.tracker = Tracker(context.folder, enabled=context.world.is_main, sinks=config.track)
+        self.update, self.best, self.since_best = 0, float("-inf"), 0
+
+    def state(self) -> dict[str, Any]:
+        """What training goes on from; prompts and noise follow from the number of updates done."""
+        return {
+            **self.trainee.state(),
+            "update": self.update,
+            "best": self.best,
+            "since_best": self.since_best,
+        }
+
+    def resume(self) -> None:
+        """Go on from the newest intact checkpoint, if there is one."""
+        latest = self.checkpoints.latest()
+        if latest is not None:
+            values = self.checkpoints.load(latest, self.state())
+            self.update, self.since_best = int(values["update"]), int(values["since_best"])
+            self.best = float(values["best"])
+        self.tracker.resume(self.update if latest is not None else -1)
+
+    def train(self) -> None:
+        """All updates that are left, until nothing gets better on held-out prompts."""
+        config, context = self.config, self.context
+        if self.update == 0:
+            self.validated()
+        while self.update < config.updates and not self.stale():
+            until = min(config.updates, (self.update // config.validate_every + 1) * config.validate_every)
+            with context.ledger.phase("rlhf/train") as cost:
+                while self.update < until and not context.stopping():
+                    numbers = self.one_update()
+                    self.update += 1
+                    cost.clips += config.prompts_per_update * config.group_size
+                    cost.nfe += int(numbers["nfe"])
+                    self.tracker.log(self.update, **numbers)
+                    context.progress("rlhf: train", self.update, config.updates, f"reward {numbers['reward']:.3f}")
+                    if self.update % config.save_every == 0 and self.update < until:
+                        self.checkpoints.save(self.update, self.state())
+            score = self.validated() if self.update == until else None
+            self.checkpoints.save(self.update, self.state(), score)
+            if context.stopping():
+                raise ReelignError(f"stopped after update {self.update} as asked; the same command goes on from here.")
+
+    def stale(self) -> bool:
+        """Whether the held-out score has not risen for `patience` validations."""
+        return self.config.patience is not None and self.since_best >= self.config.patience
+
+    def one_update(self) -> dict[str, float]:
+        """Rollout, reward, advantage, update."""
+        clock = Clock()
+        rows, rollouts, answers = [], [], []
+        for chunk in self.chunks():
+            found = roll_out(
+                self.model,
+                chunk,
+                self.config.group_size,
+                self.algorithm,
+                self.sampler,
+                self.context.battery,
+                self.update,
+                self.context.seed,
+            )
+            clock.lap("rollout")
+            clips = to_clips(self.model, found, chunk, self.config.group_size, self.context.battery)
+            clock.lap("decode")
+            rows.append(chunk)
+            rollouts.append(found)
+            answers.append(self.judges.submit(self.rewards, clips))  # scored while the next chunk is sampled
+        scores = self.gathered(answers)
+        clock.lap("reward")
+        advantages = group_advantages(
+            scores, self.rewards.weights, self.algorithm.denominator, self.algorithm.advantage_bound
+        )
+        numbers = self.learn(rollouts, self.own(advantages))
+        clock.lap("update")
+        nfe = torch.tensor(numbers["nfe"] + sum(found.nfe for found in rollouts), device=self.context.world.device)
+        numbers["nfe"] = float(self.context.world.sum(nfe))
+        return numbers | described(scores, advantages, self.rewards.weights) | clock.seconds
+
+    def chunks(self) -> list[list[tuple[Place, int]]]:
+        """This rank's rows of the update, in micro-batches. Every rank has as many, and each takes as many forwards."""
+        config, world = self.config, self.context.world
+        share = config.prompts_per_update // world.size
+        first = self.update * config.prompts_per_update + world.rank * share
+        positions = range(first, first + share)
+        places = [
+            Place(p, t) for p, t in zip(positions, drawn(self.prompts, positions, self.context.seed), strict=True)
+        ]
+        rows = rows_of(places, config.group_size, self.algorithm)
+        size = max(1, config.micro_batch // (config.group_size if self.algorithm.branches else 1))
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+    def gathered(self, answers: Sequence[Future[Scores]]) -> dict[str, Tensor]:
+        """Scores of all ranks by name, float64 (prompts, group)."""
+        parts = [answer.result() for answer in answers]
+        own = {name: torch.cat([torch.from_numpy(part[name]) for part in parts]) for name in parts[0]}
+        world, group = self.context.world, self.config.group_size
+        return {
+            name: world.gather(values.to(world.device)).cpu().view(-1, group) for name, values in sorted(own.items())
+        }
+
+    def own(self, advantages: Advantages) -> Tensor:
+        """Advantages of this rank's clips, (clips,); nan for clips that are not learned from."""
+        used = advantages.kept[:, None].expand_as(advantages.values)
+        if self.config.select is not None:
+            extremes = best_and_worst(advantages.values, self.config.select)
+            used = used & torch.zeros_like(used).scatter(1, extremes, True)
+        share = len(used) // self.context.world.size
+        mine = slice(self.context.world.rank * share, (self.context.world.rank + 1) * share)
+        return torch.where(used, advantages.values, torch.nan)[mine].flatten()
+
+    def learn(self, rollouts: Sequence[Rollout], advantages: Tensor) -> dict[str, float]:
+        """One optimiser step on all rollouts; the loss is the mean over what all ranks learn from."""
+        told, world = Told(), self.context.world
+        losses = self.nft_losses if self.algorithm.objective == "nft" else self.policy_losses
+        terms = [(~advantages.isnan()).sum() * max(1, len(rollouts[0].transitions))]
+        count = float(world.sum(torch.stack(terms).to(world.device).float())) / world.size
+        total, lr = torch.zeros((), device=world.device), self.trainee.optimizer.lr
+        for loss in losses(rollouts, advantages, told):
+            part = loss.sum() / max(count, 1.0)
+            part.backward()
+            total += part.detach()
+        if self.update == 0 and told.ratio_drift >= self.algorithm.clip_range:
+            raise ReelignError(
+                f"before the first update the ratio is already {told.ratio_drift:.1e} away from 1, beyond "
+                f"rlhf.algorithm.clip_range={self.algorithm.clip_range:g}: every clip would be clipped. Raise it."
+            )
+        grad_norm = self.trainee.optimizer.step() if count else 0.0
+        if count:
+            self.trainee.ema.update()
+        return {
+            "loss": float(world.mean(total)),
+            "grad_norm": grad_norm,
+            "lr": lr,
+            "ratio_drift": told.ratio_drift,
+            "clipped": told.clipped / max(count, 1.0),
+            "learned": count * world.size,
+            "nfe": float(told.nfe),
+        }
+
+    def policy_losses(self, rollouts: Sequence[Rollout], advantages: Tensor, told: Told) -> Iterator[Tensor]:
+        """The surrogate at every stored transition."""
+        for lesson in lessons(rollouts, advantages, self.algorithm, self.sampler, self.context.world):
+            yield trajectory_loss(self.model, self.reference, lesson, self.algorithm, self.replayed, told)
+
+    def nft_losses(self, rollouts: Sequence[Rollout], advantages: Tensor, told: Told) -> Iterator[Tensor]:
+        """DiffusionNFT on every sampled clip; its level of the grid and its noise follow from its place."""
+        start, first = 0, self.context.world.rank * len(advantages)
+        for found in rollouts:
+            clips = range(start, start + len(found.latents))
+            start = clips.stop
+            sources = [generator("nft", self.context.seed, self.update, first + clip) for clip in clips]
+            grid = self.sampler.grid.to(found.latents)
+            levels = torch.stack([grid[int(torch.randint(len(grid) - 1, (1,), generator=g))] for g in sources])
+            noise = torch.stack([torch.randn(found.latents.shape[1:], generator=g) for g in sources])
+            worth = advantages[clips.start : clips.stop].to(levels)
+            yield forward_process_loss(self.model, found, worth, levels, noise.to(found.latents), self.algorithm, told)
+
+    def validated(self) -> float:
+        """Mean of all axes of the held-out judge on held-out prompts, with the averaged weights and the deployment
+        sampler; remembers whether it is the best so far."""
+        context = self.context
+        with context.ledger.phase("rlhf/validate") as cost, self.trainee.ema.swapped():
+            found = run_battery(
+                self.model,
+                context.battery,
+                context.sampler,
+                "validation",
+                progress=lambda done, total: context.progress("rlhf: validate", done, total, f"update {self.update}"),
+            )
+            cost.nfe, cost.clips = found.nfe, len(found.items)
+        numbers = {f"validation/{axis}": value for axis, value in found.means().items()}
+        score = sum(numbers.values()) / len(numbers)
+        self.tracker.log(self.update, **numbers, **{"validation/mean": score})
+        self.since_best = 0 if score > self.best else self.since_best + 1
+        self.best = max(self.best, score)
+        return score
+
+    def finish(self) -> Path:
+        """Write the averaged weights with the best held-out score as the artifact."""
+        best = self.checkpoints.best()
+        if best is not None:
+            self.checkpoints.load(best, self.state())
+        target = self.context.folder / "model"
+        self.trainee.write(target)
+        self.tracker.close()
+        return target
+
+
+class Clock:
+    """Seconds of an update by phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        """Add the time since the last lap to a phase."""
+        now = time.perf_counter()
+        name = f"seconds/{phase}"
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
+        self._since = now
+
+
+def training_sampler(deployed: SampleConfig, algorithm: Algorithm) -> SampleConfig:
+    """The deployment sampler on the very same grid, but with Euler steps, which a stochastic step can replace."""
+    guidance = 1.0 if algorithm.guidance == "none" else deployed.guidance_scale
+    spacing = deployed.spacing or deployed.solver
+    return deployed.model_copy(update={"solver": "euler", "spacing": spacing, "guidance_scale": guidance})
+
+
+def described(scores: dict[str, Tensor], advantages: Advantages, weights: dict[str, float]) -> dict[str, float]:
+    """Raw and normalised rewards of an update, for the log: means, spread inside groups, what was dropped."""
+    numbers = {f"reward/{name}": float(values.mean()) for name, values in scores.items()}
+    numbers |= {f"spread/{name}": float(values.std(1, correction=0).mean()) for name, values in scores.items()}
+    numbers |= {f"zero_spread/{name}": share for name, share in advantages.zero_spread.items()}
+    total = sum(abs(weight) for weight in weights.values())
+    mean = sum(weight * float(scores[name].mean()) for name, weight in weights.items())
+    return numbers | {
+        "reward": mean / total if total else 0.0,
+        "advantage/clipped": advantages.clipped,
+        "advantage/size": float(advantages.values.abs().mean()),
+        "groups_kept": float(advantages.kept.double().mean()),
+    }
