@@ -1,4 +1,4 @@
-"""The stage as a user runs it (killed, on two ranks, full and LoRA, with rewards that fail), and one update from inside."""
+"""The stage as a user runs it (killed, two ranks, full and LoRA, failing rewards), and one update from inside."""
 
 import json
 import signal

@@ -7,6 +7,7 @@
 | dynamic degree | frame diagonals a second, >= 0 | - | the fastest 5 % of the flow, as in VBench (arXiv 2311.17982) |
 | sharpness | luma, [0, 1] | higher | steepest 2 % of luma steps; a clean edge between black and white is about 1 |
 | exposure | share, [0, 1] | higher | pixels neither crushed (luma 4 of 255 or less) nor blown out (251 or more) |
+| foreground | share, [0, 1] | - | pixels whose luma is `DISTINCT` or more away from their frame's border's median |
 
 The flow is Farneback's (2003). Luma is in [0, 1], at a longer side of at most `SIDE` pixels.
 """
@@ -23,6 +24,8 @@ from reelign.data.clip import Clip
 
 SIDE = 256
 """Clips are measured with their longer side at most this many pixels, so that sizes can be compared."""
+DISTINCT = 0.08
+"""Difference in luma that sets a pixel apart from the ground."""
 SMALLEST_FLOW_SIDE = 8
 """Below this many pixels a frame has no room for the flow's windows."""
 
@@ -36,6 +39,7 @@ class ClipMetrics:
     dynamic_degree: float
     sharpness: float
     exposure: float
+    foreground: float
 
     @property
     def scores(self) -> dict[str, float]:
@@ -69,6 +73,7 @@ def measure_clip(clip: Clip) -> ClipMetrics:
         dynamic_degree=float(np.mean(speeds)) if moves else 0.0,
         sharpness=float(np.mean([_sharpness(frame) for frame in luma])),
         exposure=float(np.mean([((frame > 4 / 255) & (frame < 251 / 255)).mean() for frame in luma])),
+        foreground=float(np.mean([_foreground(frame) for frame in luma])),
     )
 
 
@@ -100,6 +105,11 @@ def _warp(frame: np.ndarray, flow: np.ndarray) -> np.ndarray:
     rows, columns = np.mgrid[: frame.shape[0], : frame.shape[1]].astype(np.float32)
     along_x, along_y = columns + flow[..., 0], rows + flow[..., 1]
     return cv2.remap(frame, along_x, along_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+
+def _foreground(luma: np.ndarray) -> float:
+    border = np.concatenate([luma[0], luma[-1], luma[:, 0], luma[:, -1]])
+    return float((np.abs(luma - np.median(border)) >= DISTINCT).mean())
 
 
 def _sharpness(luma: np.ndarray) -> float:

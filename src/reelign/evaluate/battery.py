@@ -7,7 +7,7 @@ only, and its validation and test halves share no scene; a battery of a user's o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -91,6 +91,7 @@ def run_battery(
     split: Split = "test",
     folder: Path | None = None,
     progress: Progress | None = None,
+    measured: bool = False,
 ) -> Evaluation:
     """Sample and judge every clip of the battery.
 
@@ -101,6 +102,7 @@ def run_battery(
         split: "validation" while training, "test" for what is reported.
         folder: where the first `keep_clips` clips are written as `samples/ID.mp4`.
         progress: told after each batch.
+        measured: whether each clip is measured without weights too, whatever the judge.
 
     Returns:
         Scores per clip and axis; `Evaluation.nfe` and `.clips` are what it cost.
@@ -118,7 +120,7 @@ def run_battery(
             if folder is not None and len(items) < config.keep_clips:
                 place = f"samples/{task.id}.mp4"
                 write_clip(folder / place, video, config.fps)
-            items.append(_judged(task, video, config, place))
+            items.append(_judged(task, video, config, place, measured))
         if progress is not None:
             progress(len(items), len(todo))
     axes = AXES if config.judge == "miniature" else tuple(items[0].scores)
@@ -147,12 +149,14 @@ def generate_batch(
     return model.decode(sampled.latents).cpu().numpy(), sampled.nfe
 
 
-def _judged(task: Task, video: np.ndarray, config: BatteryConfig, place: str | None) -> Item:
-    if task.scene is None:
-        scores = measure_clip(Clip(video, config.fps, task.prompt, task.id)).scores
-        return Item(task.id, task.prompt, config.seed, scores, {}, place)
-    verdict = judge(video, task.scene, task.stated)
-    return Item(task.id, task.prompt, config.seed, verdict.scores, verdict.attributes, place)
+def _judged(task: Task, video: np.ndarray, config: BatteryConfig, place: str | None, measured: bool) -> Item:
+    found = measure_clip(Clip(video, config.fps, task.prompt, task.id)) if measured or task.scene is None else None
+    measures = asdict(found) if found is not None and measured else {}
+    if task.scene is not None:
+        verdict = judge(video, task.scene, task.stated)
+        return Item(task.id, task.prompt, config.seed, verdict.scores, verdict.attributes, place, measures)
+    assert found is not None
+    return Item(task.id, task.prompt, config.seed, found.scores, {}, place, measures)
 
 
 def _batches(todo: Sequence[Task], size: int) -> Iterator[Sequence[Task]]:

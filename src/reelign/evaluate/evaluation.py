@@ -24,6 +24,7 @@ class Item:
         scores: by axis, each in [0, 1], higher is better.
         attributes: for each attribute that the prompt states, whether the clip shows it.
         clip: file relative to the evaluation, if the clip was kept.
+        measures: what `reelign.data.metrics` measured, if it was asked to.
 
     Raises:
         ReelignError: a score is missing (None), not a number or not finite: a failure is never a score.
@@ -35,6 +36,7 @@ class Item:
     scores: dict[str, float]
     attributes: dict[str, bool]
     clip: str | None = None
+    measures: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for axis, score in self.scores.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -42,6 +43,52 @@ class PixelsEntry(BaseModel):
     def build(self) -> Reward:
         """The reward."""
         return Pixels()
+
+
+class VideoAlignEntry(BaseModel):
+    """VideoReward of VideoAlign: a learned judge of visual quality, motion quality and text alignment."""
+
+    model_config = ConfigDict(extra="forbid")
+    kind: Literal["videoalign"]
+    path: Path = Field(description="Folder of the released VideoReward.")
+    base: Path = Field(description="Folder with config and tokenizer of Qwen2-VL-2B-Instruct.")
+    batch: int = Field(default=4, ge=1, description="Clips in one forward pass.")
+    weights: Weights = Field(
+        default={"text": 1.0, "visual": 1.0, "motion": 1.0}, description="Weight of each dimension that is learned."
+    )
+
+    def build(self) -> Reward:
+        """The reward; importing it takes transformers' time, so that happens here.
+
+        Raises:
+            ReelignError: a file is missing or does not fit.
+        """
+        from reelign.rewards.videoalign import VideoAlign
+
+        return VideoAlign(self.path, self.base, batch=self.batch)
+
+
+class HPSv3Entry(BaseModel):
+    """HPSv3: human preference of single frames. It ignores time: give it a motion reward as a companion."""
+
+    model_config = ConfigDict(extra="forbid")
+    kind: Literal["hpsv3"]
+    path: Path = Field(description="Folder of HPSv3.safetensors.")
+    base: Path = Field(description="Folder with config and tokenizer of Qwen2-VL-7B-Instruct.")
+    frames: int = Field(default=8, ge=1, description="Frames of a clip that are looked at.")
+    aggregate: Literal["mean", "top30"] = Field(default="mean", description="Of all frames, or of the best 30 %.")
+    batch: int = Field(default=8, ge=1, description="Frames in one forward pass.")
+    weights: Weights = Field(default={"preference": 1.0}, description="Weight of its one dimension.")
+
+    def build(self) -> Reward:
+        """The reward.
+
+        Raises:
+            ReelignError: a file is missing or does not fit.
+        """
+        from reelign.rewards.hpsv3 import HPSv3
+
+        return HPSv3(self.path, self.base, self.frames, self.aggregate, self.batch)
 
 
 class FunctionEntry(BaseModel):
@@ -88,9 +135,10 @@ def _imported(path: str) -> Callable[[Sequence[Clip]], Any]:
     return found
 
 
-RewardEntry = Annotated[MiniatureEntry | PixelsEntry | FunctionEntry, Field(discriminator="kind")]
+AnyEntry = MiniatureEntry | PixelsEntry | VideoAlignEntry | HPSv3Entry | FunctionEntry
+RewardEntry = Annotated[AnyEntry, Field(discriminator="kind")]
 
 
-def build_rewards(entries: Sequence[MiniatureEntry | PixelsEntry | FunctionEntry]) -> RewardSet:
+def build_rewards(entries: Sequence[AnyEntry]) -> RewardSet:
     """All rewards of a recipe."""
     return RewardSet([Weighted(entry.build(), entry.weights) for entry in entries])

@@ -7,6 +7,7 @@ function, so the ratio of the first replay is 1 and no log-probability is comput
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +20,8 @@ from torch import Tensor
 
 from reelign.errors import ReelignError
 from reelign.evaluate.battery import run_battery
+from reelign.evaluate.evaluation import Evaluation
+from reelign.files import write_atomically
 from reelign.flow.policy import Advantages, best_and_worst, group_advantages
 from reelign.models.base import VideoModel
 from reelign.models.load import load_model
@@ -29,6 +32,7 @@ from reelign.sampling.sample import SampleConfig
 from reelign.stages.algorithm import Algorithm
 from reelign.stages.asked import PromptSource, build_prompts, drawn
 from reelign.stages.context import StageContext
+from reelign.stages.monitors import Alarm, alarms
 from reelign.stages.objectives import Told, forward_process_loss, lessons, trajectory_loss
 from reelign.stages.rollout import Place, Rollout, roll_out, rows_of, to_clips
 from reelign.stages.trainee import Trainee, TraineeConfig
@@ -49,6 +53,7 @@ class RlhfConfig(TraineeConfig):
     select: int | None = Field(default=None, ge=2, description="Train on this many best and worst clips of a group.")
     validate_every: int = Field(default=10, ge=1, description="Updates between validations on held-out prompts.")
     patience: int | None = Field(default=4, ge=1, description="Validations without a new best before it stops early.")
+    alarms_stop: int | None = Field(default=2, ge=1, description="Validations in a row with an alarm that stop it.")
     save_every: int = Field(default=10, ge=1, description="Updates between checkpoints.")
     track: list[Sink] = Field(default_factory=list, description="Besides metrics.jsonl: tensorboard, wandb.")
 
@@ -97,7 +102,8 @@ class Trainer:
         self.trainee = Trainee(model, config, config.updates, context)
         self.checkpoints = Checkpoints(context.folder / "checkpoints")
         self.tracker = Tracker(context.folder, enabled=context.world.is_main, sinks=config.track)
-        self.update, self.best, self.since_best = 0, float("-inf"), 0
+        self.update, self.best, self.since_best, self.alarmed = 0, float("-inf"), 0, 0
+        self.history: dict[str, list[float]] = {"reward": [], "diversity": []}
 
     def state(self) -> dict[str, Any]:
         """What training goes on from; prompts and noise follow from the number of updates done."""
@@ -106,6 +112,8 @@ class Trainer:
             "update": self.update,
             "best": self.best,
             "since_best": self.since_best,
+            "alarmed": self.alarmed,
+            "history": {"rows": [self.history["reward"], self.history["diversity"]]},
         }
 
     def resume(self) -> None:
@@ -114,11 +122,12 @@ class Trainer:
         if latest is not None:
             values = self.checkpoints.load(latest, self.state())
             self.update, self.since_best = int(values["update"]), int(values["since_best"])
-            self.best = float(values["best"])
+            self.best, self.alarmed = float(values["best"]), int(values["alarmed"])
+            self.history = dict(zip(self.history, map(list, values["history"]["rows"]), strict=True))
         self.tracker.resume(self.update if latest is not None else -1)
 
     def train(self) -> None:
-        """All updates that are left, until nothing gets better on held-out prompts."""
+        """All updates that are left, unless held-out prompts no longer gain or the monitors see harm."""
         config, context = self.config, self.context
         if self.update == 0:
             self.validated()
@@ -130,6 +139,8 @@ class Trainer:
                     self.update += 1
                     cost.clips += config.prompts_per_update * config.group_size
                     cost.nfe += int(numbers["nfe"])
+                    for name, values in self.history.items():
+                        values.append(numbers[name])
                     self.tracker.log(self.update, **numbers)
                     context.progress("rlhf: train", self.update, config.updates, f"reward {numbers['reward']:.3f}")
                     if self.update % config.save_every == 0 and self.update < until:
@@ -140,8 +151,9 @@ class Trainer:
                 raise ReelignError(f"stopped after update {self.update} as asked; the same command goes on from here.")
 
     def stale(self) -> bool:
-        """Whether the held-out score has not risen for `patience` validations."""
-        return self.config.patience is not None and self.since_best >= self.config.patience
+        """Whether the held-out score has not risen for `patience` validations, or the last ones all raised an alarm."""
+        patience, bound = self.config.patience, self.config.alarms_stop
+        return (patience is not None and self.since_best >= patience) or (bound is not None and self.alarmed >= bound)
 
     def one_update(self) -> dict[str, float]:
         """Rollout, reward, advantage, update."""
@@ -173,6 +185,8 @@ class Trainer:
         clock.lap("update")
         nfe = torch.tensor(numbers["nfe"] + sum(found.nfe for found in rollouts), device=self.context.world.device)
         numbers["nfe"] = float(self.context.world.sum(nfe))
+        groups = torch.cat([found.latents for found in rollouts]).unflatten(0, (-1, self.config.group_size))
+        numbers["diversity"] = float(self.context.world.mean(groups.std(1, correction=0).mean()))
         return numbers | described(scores, advantages, self.rewards.weights) | clock.seconds
 
     def chunks(self) -> list[list[tuple[Place, int]]]:
@@ -256,7 +270,7 @@ class Trainer:
 
     def validated(self) -> float:
         """Mean of all axes of the held-out judge on held-out prompts, with the averaged weights and the deployment
-        sampler; remembers whether it is the best so far."""
+        sampler; remembers whether it is the best so far, and asks the monitors."""
         context = self.context
         with context.ledger.phase("rlhf/validate") as cost, self.trainee.ema.swapped():
             found = run_battery(
@@ -265,14 +279,33 @@ class Trainer:
                 context.sampler,
                 "validation",
                 progress=lambda done, total: context.progress("rlhf: validate", done, total, f"update {self.update}"),
+                measured=True,
             )
             cost.nfe, cost.clips = found.nfe, len(found.items)
         numbers = {f"validation/{axis}": value for axis, value in found.means().items()}
         score = sum(numbers.values()) / len(numbers)
-        self.tracker.log(self.update, **numbers, **{"validation/mean": score})
+        raised = self.monitored(found)
+        self.tracker.log(self.update, **numbers, **{"validation/mean": score, "alarms": len(raised)})
         self.since_best = 0 if score > self.best else self.since_best + 1
         self.best = max(self.best, score)
         return score
+
+    def monitored(self, now: Evaluation) -> tuple[Alarm, ...]:
+        """Compare with the parent's validation, and write down what is alarming."""
+        kept, written = self.context.folder / "validation-parent.json", self.context.folder / "alarms.json"
+        if self.update == 0:
+            if self.context.world.is_main:
+                now.save(kept)
+            self.context.world.barrier()
+            return ()
+        raised = alarms(Evaluation.load(kept), now, self.history["reward"], self.history["diversity"])
+        self.alarmed = self.alarmed + 1 if raised else 0
+        if self.context.world.is_main:
+            before = json.loads(written.read_text(encoding="utf-8")) if written.exists() else []
+            rows = [row for row in before if row["update"] < self.update]
+            rows += [{"update": self.update, "name": alarm.name, "sentence": alarm.sentence} for alarm in raised]
+            write_atomically(written, json.dumps(rows, indent=1))
+        return raised
 
     def finish(self) -> Path:
         """Write the averaged weights with the best held-out score as the artifact."""

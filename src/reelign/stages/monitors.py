@@ -1,0 +1,118 @@
+"""What watches reinforcement learning: is the reward still what was meant?
+
+A policy that learns to please its reward may lose what nobody rewarded. At every validation the held-out clips are
+compared, prompt by prompt, with those of the parent: the axes of the held-out judge, the attributes that the parent
+controlled, and what can be measured without weights. What has changed for the worse by more than chance, while the
+training reward rose, is an alarm in a plain sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from reelign.evaluate.evaluation import Evaluation, Item
+from reelign.evaluate.gsb import retention
+from reelign.evaluate.statistics import Interval, bootstrap_mean
+
+STILL = 0.02
+"""Dynamic degree (frame diagonals a second) below which a clip counts as still."""
+LEAST_CHANGE = {"axis": 0.03, "still": 0.08, "exposure": 0.05, "foreground": 0.25, "diversity": 0.35}
+"""Changes smaller than this are no alarm, however certain: scores, shares, or relative to the parent's."""
+LEAST_RETENTION, LEAST_CHECKS = 0.85, 20
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """One thing that went wrong: its name for plots and a sentence for people."""
+
+    name: str
+    sentence: str
+
+
+def alarms(
+    parent: Evaluation, now: Evaluation, rewards: Sequence[float], diversity: Sequence[float]
+) -> tuple[Alarm, ...]:
+    """Everything that drifted while the training reward rose.
+
+    Args:
+        parent: the validation before the first update, measured (`run_battery(measured=True)`).
+        now: the same battery now.
+        rewards: mean training reward of each update so far.
+        diversity: mean distance between the clips of a group, of each update so far.
+    """
+    gained = rise(rewards)
+    if gained is None or gained <= 0:
+        return ()
+    found = [*_axes(parent, now), *_motion(parent, now), *_looks(parent, now), *_control(parent, now)]
+    if (lost := rise(diversity)) is not None and lost < -LEAST_CHANGE["diversity"] * max(diversity[0], 1e-9):
+        first, last = _ends(diversity)
+        found.append(Alarm("diversity", f"the clips of a group have become alike: {first:.3f} apart, now {last:.3f}"))
+    return tuple(
+        Alarm(alarm.name, f"While the training reward rose by {gained:.3f}, {alarm.sentence}.") for alarm in found
+    )
+
+
+def rise(values: Sequence[float]) -> float | None:
+    """How much the last values are above the first, or 0 if that may be chance; None while there are too few."""
+    size = min(len(values) // 2, 10)
+    if size < 3:
+        return None
+    first, last = np.asarray(values[:size]), np.asarray(values[-size:])
+    error = float(np.sqrt(first.var(ddof=1) / size + last.var(ddof=1) / size))
+    difference = float(last.mean() - first.mean())
+    return difference if abs(difference) > 2 * error else 0.0
+
+
+def _ends(values: Sequence[float]) -> tuple[float, float]:
+    size = min(len(values) // 2, 10)
+    return float(np.mean(values[:size])), float(np.mean(values[-size:]))
+
+
+def _axes(parent: Evaluation, now: Evaluation) -> list[Alarm]:
+    before, after = parent.means(), now.means()
+    found = []
+    for axis in parent.axes:
+        change = _change(parent, now, lambda item, axis=axis: item.scores[axis])
+        if change.high < 0 and change.value < -LEAST_CHANGE["axis"]:
+            sentence = f"{axis} of the held-out judge fell from {before[axis]:.3f} to {after[axis]:.3f}"
+            found.append(Alarm(f"held-out {axis}", sentence))
+    return found
+
+
+def _motion(parent: Evaluation, now: Evaluation) -> list[Alarm]:
+    change = _change(parent, now, lambda item: float(item.measures["dynamic_degree"] < STILL))
+    if change.low <= 0 or change.value < LEAST_CHANGE["still"]:
+        return []
+    before, after = (
+        np.mean([item.measures["dynamic_degree"] < STILL for item in found.items]) for found in (parent, now)
+    )
+    return [Alarm("stillness", f"the share of still videos grew from {before:.0%} to {after:.0%}")]
+
+
+def _looks(parent: Evaluation, now: Evaluation) -> list[Alarm]:
+    found = []
+    for name, what in (("exposure", "well exposed pixels"), ("foreground", "the picture that the object fills")):
+        change = _change(parent, now, lambda item, name=name: item.measures[name])
+        before, after = (np.mean([item.measures[name] for item in e.items]) for e in (parent, now))
+        bound = LEAST_CHANGE[name] * (before if name == "foreground" else 1.0)
+        worse = change.high < 0 or (name == "foreground" and change.low > 0)
+        if worse and abs(change.value) > bound:
+            found.append(Alarm(name, f"the share of {what} went from {before:.0%} to {after:.0%}"))
+    return found
+
+
+def _control(parent: Evaluation, now: Evaluation) -> list[Alarm]:
+    return [
+        Alarm(f"retention of {name}", f"only {kept.value:.0%} of the {kept.n} checks of {name} that passed still pass")
+        for name, kept in retention(parent, now).items()
+        if kept is not None and kept.n >= LEAST_CHECKS and kept.value < LEAST_RETENTION
+    ]
+
+
+def _change(parent: Evaluation, now: Evaluation, value: Callable[[Item], float]) -> Interval:
+    """Mean change of a value of an item, clip by clip, with its interval over prompts."""
+    before = {item.key: value(item) for item in parent.items}
+    return bootstrap_mean([value(item) - before[item.key] for item in now.items], [item.prompt for item in now.items])
