@@ -72,6 +72,26 @@ def test_the_page_shows_what_ran_the_numbers_and_the_cost(run: Path) -> None:
         assert words in text, words
 
 
+def test_alarms_are_told_and_families_of_numbers_are_drawn_together(run: Path) -> None:
+    sentence = "While the training reward rose by 0.120, held-out motion fell from 0.60 to 0.41."
+    (run / "sft" / "alarms.json").write_text(
+        json.dumps({"alarms": [{"update": 20, "name": "motion", "sentence": sentence}]})
+    )
+    rows = [
+        {"step": step, "reward": 0.1 * step, "reward/a": 0.2 * step, "reward/b": 0.5, "seconds/update": 1.0}
+        | {"validation/mean": 0.6 - 0.1 * step}
+        for step in range(4)
+    ]
+    (run / "sft" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = page(run)
+    assert f"update 20 {sentence}" in found.text
+    for words in ("Gain since the start", "Training reward", "Validation scores", "Training rewards, one by one"):
+        assert words in found.text, words
+    assert "Seconds of an update" not in found.text  # a number that never changes is no curve
+    labels = [of.get("aria-label") for _, of in found.found]
+    assert "Gain since the start: training reward from 0 to 0.3; held-out judge from 0 to -0.3 over 3 steps" in labels
+
+
 def test_the_same_clips_of_all_stages_are_inside_the_page_unchanged(run: Path) -> None:
     videos = page(run).all("video")
     assert [video["aria-label"] for video in videos[:3]] == [

@@ -24,8 +24,21 @@ TITLES = {
     "grad_norm": "Gradient norm",
     "lr": "Learning rate",
     "validation/held_out_loss": "Loss on held-out real clips",
+    "reward": "Training reward",
+    "diversity": "Distance between the clips of a group",
+    "ratio_drift": "Largest distance of the ratio from 1",
+    "nfe": "Network evaluations of an update",
 }
-FIRST = ("loss", "validation/held_out_loss")
+FAMILIES = {
+    "validation": "Validation scores",
+    "reward": "Training rewards, one by one",
+    "spread": "Spread of rewards inside groups",
+    "zero_spread": "Groups without any spread",
+    "seconds": "Seconds of an update",
+    "advantage": "Advantages",
+}
+"""Numbers called FAMILY/NAME are drawn together."""
+FIRST = ("reward", "loss", "validation/held_out_loss")
 """The curves that are drawn first."""
 
 
@@ -61,7 +74,7 @@ def build_report(run: Path) -> Path:
 
 
 def panels(stage: Stage) -> list[Panel]:
-    """One drawing for each tracked number, and one for all validation scores; NaN is left out."""
+    """One drawing for each tracked number or family of numbers that changes; NaN is left out."""
     path = stage.folder / "metrics.jsonl"
     rows = read_metrics(path) if path.exists() else []
     series: dict[str, list[tuple[float, float]]] = {}
@@ -69,12 +82,30 @@ def panels(stage: Stage) -> list[Panel]:
         for name, value in row.items():
             if name != "step" and math.isfinite(value):
                 series.setdefault(name, []).append((row["step"], value))
+    together = [_divergence(series["reward"], series["validation/mean"])] if _diverge(series) else []
     order = [*FIRST, *(name for name in series if name not in FIRST)]
-    series = {name: series[name] for name in order if len(series.get(name, ())) > 1}
-    axes = [name for name in series if name.startswith("validation/") and name not in TITLES]
-    validation = {title_of(name.removeprefix("validation/")): series.pop(name) for name in axes}
-    drawn = [panel(title_of(name), {title_of(name): points}) for name, points in series.items()]
-    return drawn[:1] + ([panel("Validation scores", validation)] if validation else []) + drawn[1:]
+    groups: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for name in order:
+        family, _, member = name.partition("/")
+        alone = name in TITLES or not member or family not in FAMILIES
+        if len(points := series.get(name, [])) > 1 and (family == "validation" or len({y for _, y in points}) > 1):
+            groups.setdefault(title_of(name) if alone else FAMILIES[family], {})[title_of(member or name)] = points
+    titles = list(groups)
+    if FAMILIES["validation"] in groups:  # second, after the curve that is trained on
+        titles.remove(FAMILIES["validation"])
+        titles.insert(1, FAMILIES["validation"])
+    return together + [panel(title, groups[title]) for title in titles]
+
+
+def _diverge(series: dict[str, list[tuple[float, float]]]) -> bool:
+    return all(len(series.get(name, ())) > 1 for name in ("reward", "validation/mean"))
+
+
+def _divergence(reward: list[tuple[float, float]], held_out: list[tuple[float, float]]) -> Panel:
+    """Training reward and held-out score in one drawing: a reward that is hacked rises alone."""
+    lines = {"training reward": reward, "held-out judge": held_out}
+    gains = {name: [(x, y - points[0][1]) for x, y in points] for name, points in lines.items()}
+    return panel("Gain since the start", gains)
 
 
 def phases(ledger: list[dict[str, Any]]) -> list[dict[str, Any]]:

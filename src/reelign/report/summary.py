@@ -89,7 +89,7 @@ def _read_stage(folder: Path) -> Stage:
 
 
 def _stage(stage: Stage, parent: Stage | None, ledger: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    extra = stage.folder / "extra.json"
+    extra, raised = stage.folder / "extra.json", stage.folder / "alarms.json"
     row: dict[str, Any] = {
         "name": stage.name,
         "title": stage.title,
@@ -105,6 +105,7 @@ def _stage(stage: Stage, parent: Stage | None, ledger: Sequence[dict[str, Any]])
         "retention": {},
         "retention_checks": {},
         "figures": _read(extra)["figures"] if extra.exists() else [],
+        "alarms": _read(raised)["alarms"] if raised.exists() else [],
         "cost": _cost(entry for entry in ledger if entry["phase"].split("/")[0] == stage.name),
     }
     if stage.evaluation is not None:

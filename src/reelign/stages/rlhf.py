@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
@@ -301,10 +302,10 @@ class Trainer:
         raised = alarms(Evaluation.load(kept), now, self.history["reward"], self.history["diversity"])
         self.alarmed = self.alarmed + 1 if raised else 0
         if self.context.world.is_main:
-            before = json.loads(written.read_text(encoding="utf-8")) if written.exists() else []
+            before = json.loads(written.read_text(encoding="utf-8"))["alarms"] if written.exists() else []
             rows = [row for row in before if row["update"] < self.update]
-            rows += [{"update": self.update, "name": alarm.name, "sentence": alarm.sentence} for alarm in raised]
-            write_atomically(written, json.dumps(rows, indent=1))
+            rows += [{"update": self.update, **asdict(alarm)} for alarm in raised]
+            write_atomically(written, json.dumps({"alarms": rows}, indent=1))
         return raised
 
     def finish(self) -> Path:
