@@ -198,7 +198,7 @@ def miniature_train(
     out: Annotated[Path, typer.Option(help="Working folder; the same command resumes.")] = Path("runs/miniature"),
     parts: Annotated[str, typer.Option(help="codec, base, capacity: which parts to train.")] = "codec,base,capacity",
 ) -> None:
-    """Train the miniature from nothing: about 6 + 60 + 60 minutes on two cores."""
+    """Train the miniature from nothing: two hours on two cores, half of them for the capacity check."""
     from reelign.miniature.train import train
 
     quiet_libraries()

@@ -105,18 +105,6 @@ def test_a_sample_does_not_depend_on_its_batch(model):
         torch.testing.assert_close(alone, together[row : row + 1], rtol=1e-4, atol=1e-5)
 
 
-def test_p_a_branch_from_a_shared_prefix_is_the_full_rollout(model):
-    config = SampleConfig(steps=STEPS, solver="euler", guidance_scale=1.0)
-    conditions, law = model.encode_text(PROMPTS[:2]), NoiseLaw("flow")
-    steps = torch.zeros(2, STEPS, dtype=torch.bool)
-    steps[:, 2] = True
-    full = sample(model, conditions, start(model, 2), config, None, Stochastic(steps, law, generators(2)))
-    stored = full.transitions[0]
-    branch = sample(model, conditions, stored.x, config, None, Stochastic(steps, law, generators(2)), start=2)
-    assert torch.equal(branch.latents, full.latents)
-    assert branch.nfe == full.nfe - 2 * 2
-
-
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 @pytest.mark.parametrize("law", LAWS)
 def test_p_branches_are_the_full_rollouts_and_their_replay_too(model, law, guidance):
@@ -165,6 +153,24 @@ def test_rows_branch_once_and_have_a_generator_each():
     steps[:, 3] = True
     with pytest.raises(ValueError, match="exactly one"):
         Stochastic(steps, NoiseLaw("flow"), generators(6), branches=3)
+
+
+@pytest.mark.parametrize("branches", [1, 3])
+def test_a_stochastic_step_can_be_unguided_among_guided_ones(model, branches):
+    """Its policy is then the plain one: a replay without guidance has ratio 1, and one with guidance has not."""
+    config, law = SampleConfig(steps=STEPS, solver="euler", guidance_scale=4.0), NoiseLaw("flow", 0.4)
+    conditions, negative = model.encode_text(PROMPTS), model.encode_text([""] * 3)
+    own = generators(3 * branches)
+    policy = Stochastic(chosen_steps(), law, own, branches, guided=False)
+    found = sample(model, conditions, start(model), config, negative, policy)
+    stored = joined(found.transitions)
+    plain = config.model_copy(update={"guidance_scale": 1.0})
+    same = replay(model, conditions, stored, plain, law)
+    other = replay(model, conditions, stored, config, law, negative)
+    assert torch.allclose((same.logp - stored.logp).exp(), torch.ones(3 * branches), atol=1e-6)
+    assert bool(((other.logp - stored.logp).abs() > 1e-4).any())
+    guided = sample(model, conditions, start(model), config, negative, Stochastic(chosen_steps(), law, generators(3)))
+    assert torch.equal(guided.transitions[0].x, found.transitions[0].x)
 
 
 def test_guidance_outside_its_interval_is_neither_applied_nor_paid(model):

@@ -110,18 +110,16 @@ def sample(
     config: SampleConfig,
     negative: Conditions | None = None,
     stochastic: Stochastic | None = None,
-    start: int = 0,
 ) -> Sampled:
     """Sample a batch.
 
     Args:
         model: gives the velocity.
         conditions: of the prompts, batch first.
-        noise: (B, C, F, h, w): the latents at grid index `start`; standard normal for 0.
+        noise: (B, C, F, h, w), standard normal.
         config: grid, solver and guidance.
         negative: conditions of the negative prompt; needed when guidance is on.
         stochastic: the transitions that are SDE steps; they are stored and returned.
-        start: grid index to begin at, to branch from a shared prefix.
 
     Raises:
         ReelignError: guidance without `negative`, or stochastic steps with a multistep solver.
@@ -129,10 +127,10 @@ def sample(
     grid, latents, nfe = config.grid, noise.float(), 0
     transitions: list[Transition] = []
     owner = torch.arange(len(noise))
-    solver = _UniPC(config, start) if config.solver == "unipc" else None
+    solver = _UniPC(config) if config.solver == "unipc" else None
     if solver is not None and stochastic is not None and bool(stochastic.steps.any()):
         raise ReelignError("stochastic steps need sampler.solver=euler: UniPC carries a memory over its steps.")
-    for index in range(start, config.steps):
+    for index in range(config.steps):
         sigma, sigma_next = (latents.new_full((len(latents),), float(grid[k])) for k in (index, index + 1))
         seen = sigma if solver is None else solver.level_seen_by_model(sigma, index)
         own, away = (conditions, negative) if len(owner) == len(noise) else _taken(conditions, negative, owner)
@@ -235,14 +233,14 @@ def _transition(
 class _UniPC:
     """diffusers' UniPC as Wan ships it."""
 
-    def __init__(self, config: SampleConfig, start: int) -> None:
+    def __init__(self, config: SampleConfig) -> None:
         if config.spacing not in (None, "unipc"):
             raise ReelignError("sampler.solver=unipc brings its own grid; leave sampler.spacing empty.")
         self.scheduler = UniPCMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=config.shift
         )
         self.scheduler.set_timesteps(config.steps)
-        self.scheduler.set_begin_index(start)
+        self.scheduler.set_begin_index(0)
 
     def level_seen_by_model(self, sigma: Tensor, index: int) -> Tensor:
         """The scheduler hands the network whole timesteps of 1000: the level that the network sees is truncated."""
