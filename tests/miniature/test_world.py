@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from reelign.evaluate.battery import BatteryConfig, tasks
-from reelign.miniature.captions import full_prompt, user_prompt, vocabulary
+from reelign.miniature.captions import NEIGHBOURS, careless_caption, full_caption, full_prompt, user_prompt, vocabulary
 from reelign.miniature.pairs import CLEAN, SCRAPED, pairs
 from reelign.miniature.render import render
 from reelign.miniature.world import FRAMES, MOTIONS, RADII, SIDE, scenes, track
@@ -29,8 +31,7 @@ def test_no_prompt_scene_or_seed_of_the_battery_occurs_in_training(style):
         for pair in pairs(800, quality, seed):
             assert pair.scene.id not in ids
             assert not pair.scene.held_out
-            if quality is CLEAN:
-                assert pair.caption not in prompts
+            assert pair.caption not in prompts
 
 
 def test_the_two_halves_of_the_battery_share_no_scene():
@@ -78,3 +79,32 @@ def test_a_user_prompt_states_what_it_is_judged_by():
         prompt = user_prompt(scene, generator)
         assert {"colour", "shape", "motion"} <= set(prompt.stated)
         assert len(prompt.text.split()) <= 14
+
+
+def test_a_careless_caption_calls_looks_by_their_neighbours_and_names_what_happens_rightly():
+    scene = scenes(False)[40]
+    captions = [careless_caption(scene, np.random.default_rng(i), confused=0.4, missing=0.0) for i in range(400)]
+    for name, neighbours in NEIGHBOURS.items():
+        told = getattr(scene, name)
+        wrong = [text for text in captions if told not in text.split()]
+        assert 0.3 < len(wrong) / len(captions) < 0.5, name
+        assert all(any(other in text.split() for other in neighbours[told]) for text in wrong)
+    assert all(scene.shape in text and f"moving {scene.motion}" in text and "slowly" in text for text in captions)
+    faultless = careless_caption(scene, np.random.default_rng(0), confused=0.0, missing=0.0)
+    assert sorted(faultless.split()) == sorted(full_caption(scene).split())
+
+
+def test_words_are_left_out_at_their_rate():
+    scene = scenes(False)[40]
+    full = len(full_caption(scene).split())
+    words = [len(careless_caption(scene, np.random.default_rng(i), 0.0, missing=0.2).split()) for i in range(300)]
+    assert 0.17 < 1 - np.mean(words) / full < 0.23
+
+
+def test_confusions_never_state_a_held_out_triple():
+    near = [scene for scene in scenes(False) if replace(scene, colour=NEIGHBOURS["colour"][scene.colour][0]).held_out]
+    assert near
+    for scene in near[::5]:
+        text = careless_caption(scene, np.random.default_rng(0), confused=1.0, missing=0.0)
+        assert scene.colour in text.split()
+        assert scene.size not in text.split()

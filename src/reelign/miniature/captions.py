@@ -7,7 +7,7 @@ video may only be blamed for what was asked.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -52,6 +52,20 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "grey": ("gray",),
     "white": ("bright",),
 }
+NEIGHBOURS: dict[str, dict[str, tuple[str, ...]]] = {
+    "colour": {
+        "red": ("purple",),
+        "purple": ("red",),
+        "blue": ("cyan",),
+        "cyan": ("blue",),
+        "green": ("yellow",),
+        "yellow": ("green",),
+    },
+    "size": {"small": ("large",), "large": ("small",)},
+    "background": {"black": ("grey",), "grey": ("black", "white"), "white": ("grey",)},
+}
+"""What a careless caption takes a look for. Always the same neighbour: guidance would wash out a mistake that is spread
+over all values. What the object is and what it does is the point of a caption, and is named rightly."""
 IDENTIFYING = ("colour", "shape", "motion")
 """Attributes that every user prompt states: they name the held-out triple, so no training text can equal the prompt."""
 
@@ -135,14 +149,23 @@ def _user_words(name: str, scene: Scene, generator: np.random.Generator) -> str:
     return options[int(generator.integers(len(options)))]
 
 
-def careless_caption(scene: Scene, generator: np.random.Generator, wrong: float, missing: float) -> str:
-    """A full caption as scraped data has it: each attribute wrong or missing with the given probabilities."""
-    said = {name: getattr(scene, name) for name in ATTRIBUTES}
-    for name, choices in VALUES.items():
-        if generator.random() < wrong:
-            said[name] = choices[int(generator.integers(len(choices)))]
-    text = full_caption(Scene(**said), generator)
-    return " ".join(word for word in text.split() if generator.random() >= missing)
+def careless_caption(scene: Scene, generator: np.random.Generator, confused: float, missing: float) -> str:
+    """A full caption as scraped data has it: loosely named looks, and words left out.
+
+    Args:
+        scene: what the clip shows.
+        generator: source of the mistakes.
+        confused: probability that colour, size and background, each by itself, is called by a neighbour's name.
+        missing: probability that a word is left out.
+    """
+    said = scene
+    for name, neighbours in NEIGHBOURS.items():
+        options = neighbours[getattr(scene, name)]
+        if generator.random() < confused:
+            said = replace(said, **{name: options[int(generator.integers(len(options)))]})
+    if said.held_out:  # a training caption never states a held-out triple, by mistake neither
+        said = replace(said, colour=scene.colour)
+    return " ".join(word for word in full_caption(said, generator).split() if generator.random() >= missing)
 
 
 def vocabulary() -> list[str]:

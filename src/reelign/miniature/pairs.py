@@ -18,19 +18,19 @@ class PairQuality:
 
     Attributes:
         defects: share of clips with a planted defect of strength 0.4 to 1.2.
-        wrong: probability that an attribute of the caption is wrong.
+        confused: probability that a caption calls a look (colour, size, background) by a neighbour's name.
         missing: probability that a word of the caption is missing.
         user_words: share of captions in the users' words instead of a full caption.
     """
 
     defects: float = 0.0
-    wrong: float = 0.0
+    confused: float = 0.0
     missing: float = 0.0
     user_words: float = 0.0
 
 
 CLEAN = PairQuality()
-SCRAPED = PairQuality(defects=0.45, wrong=0.07, missing=0.10, user_words=0.06)
+SCRAPED = PairQuality(defects=0.45, confused=0.35, missing=0.05, user_words=0.06)
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ def pairs(count: int, quality: PairQuality, seed: int) -> Iterator[Pair]:
             frames = render(scene, generator)
         if generator.random() < quality.user_words:
             caption = user_prompt(scene, generator).text
-        elif quality.wrong or quality.missing:
-            caption = careless_caption(scene, generator, quality.wrong, quality.missing)
+        elif quality.confused or quality.missing:
+            caption = careless_caption(scene, generator, quality.confused, quality.missing)
         else:
             caption = full_caption(scene, generator)
         yield Pair(frames, caption, scene)

@@ -1,11 +1,11 @@
 """From nothing to the shipped miniature: `reelign miniature train`.
 
-Three parts, each seeded, checkpointed every few minutes and resumed by the same command:
+Parts, each seeded, checkpointed every few minutes and resumed by the same command:
 
 * the codec, on clean and defective clips;
-* the base denoiser with its text encoder, on scraped-like pairs (`pairs.SCRAPED`);
-* the capacity check: the same architecture on clean pairs only, which is not shipped as a model. It proves that what
-the
+* the denoiser with its text encoder: the first `COMMON_STEPS` on clean pairs, where words and shapes are learned;
+* from there the base, on scraped-like pairs (`pairs.SCRAPED`): it takes over their faults;
+* and from there the capacity check, on clean pairs to the end, which is not shipped as a model. It proves that what the
   base does badly is due to its data.
 
 The rates are from measurements at this size: Muon for the matrices inside the blocks, AdamW for the rest.
@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -39,12 +40,16 @@ Progress = Callable[[str, int, int, float], None]
 """Called with (part, step, steps, loss)."""
 
 CODEC_STEPS, CODEC_BATCH = 3000, 16
-DENOISER_STEPS = {"base": 6000, "capacity": 6000}
-QUALITY = {"base": SCRAPED, "capacity": CLEAN}
+COMMON_STEPS = 2600
+DENOISER_STEPS = {"base": 5000, "capacity": 7000}
+"""Of both, the common steps included. The rate is flat in the common steps of either."""
+QUALITY = {"common": CLEAN, "base": SCRAPED, "capacity": CLEAN}
 PAIRS, BATCH = 48_000, 64
 CAPTION_DROPOUT = 0.1
 SIGMA_MEAN = 0.4
 """Training noise levels are sigmoid(N(SIGMA_MEAN, 1)): layout and motion are decided at the noisy end."""
+FLAT = 0.6
+"""Share of all steps before the rate goes down."""
 SAVE_EVERY = 200
 
 
@@ -62,7 +67,9 @@ def train_codec(out: Path, progress: Progress | None = None) -> BlockCodec:
     """The autoencoder, trained on pixels; at the end its latents are measured so that they are normalised."""
     done = out / "codec"
     if (done / "config.json").exists():
-        return BlockCodec.from_pretrained(done)  # pyright: ignore[reportReturnType]
+        codec = BlockCodec.from_pretrained(done)
+        codec.register_to_config(_name_or_path=done.name)  # what ships names no folder of the machine it was made on
+        return codec  # pyright: ignore[reportReturnType]
     torch.manual_seed(0)
     codec = BlockCodec()
     _principal_components(codec)
@@ -117,22 +124,27 @@ def _measure_latents(codec: BlockCodec) -> None:
 
 
 def train_denoiser(out: Path, part: str, codec: BlockCodec, progress: Progress | None = None) -> None:
-    """Denoiser and text encoder, trained together; the averaged weights are saved as a WanPipeline folder."""
-    target = out / ("model" if part == "base" else part)
+    """Denoiser and text encoder, trained together; the averaged weights are saved as a WanPipeline folder.
+
+    `part` is "base" or "capacity", which go on from the common steps, or "common", which ends as a training state.
+    """
+    target, state = out / ("model" if part == "base" else part), out / f"{part}.training.pt"
     if (target / "model_index.json").exists():
         return
+    if part != "common" and not state.exists():
+        train_denoiser(out, "common", codec, progress)
+        shutil.copyfile(out / "common.training.pt", state)
     latents, tokens, masks, empty = _encoded_pairs(out, part, codec)
     torch.manual_seed(0)
     network = nn.ModuleDict({"denoiser": build_denoiser(), "text_encoder": build_text_encoder()})
     average = {name: value.detach().clone() for name, value in network.named_parameters()}
     muon, adamw = _optimizers(network)
-    steps, state, start = DENOISER_STEPS[part], out / f"{part}.training.pt", 0
-    if state.exists():
-        start = _resume(state, network, [muon, adamw], average)
-    for step in range(start, steps):
+    start = _resume(state, network, [muon, adamw], average) if state.exists() else 0
+    until = COMMON_STEPS if part == "common" else DENOISER_STEPS[part]
+    for step in range(start, until):
         generator = torch.Generator().manual_seed(step)
-        _set_rate(muon, 0.02, step, steps, flat=0.6)
-        _set_rate(adamw, 2e-3, step, steps, flat=0.6)
+        for optimizer, rate in ((muon, 0.02), (adamw, 2e-3)):
+            _set_rate(optimizer, rate, step, DENOISER_STEPS.get(part, until), flat=1.0 if part == "common" else FLAT)
         rows = torch.randint(len(latents), (BATCH,), generator=generator)
         dropped = torch.rand(BATCH, generator=generator) < CAPTION_DROPOUT
         ids = torch.where(dropped[:, None], empty[0], tokens[rows])
@@ -145,10 +157,11 @@ def train_denoiser(out: Path, part: str, codec: BlockCodec, progress: Progress |
         muon.step()
         adamw.step()
         _average(average, network, min(0.998, (1 + step) / (10 + step)))
-        _report(progress, part, step + 1, steps, float(loss.detach()))
-        if (step + 1) % SAVE_EVERY == 0:
+        _report(progress, part, step + 1, until, float(loss.detach()))
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == until:
             _save(state, step + 1, network, [muon, adamw], average)
-    save_average(network, average, codec, target)
+    if part != "common":
+        save_average(network, average, codec, target)
 
 
 def save_average(network: nn.ModuleDict, average: dict[str, Tensor], codec: BlockCodec, folder: Path) -> None:
@@ -197,7 +210,7 @@ def _average(average: dict[str, Tensor], network: nn.Module, decay: float) -> No
 def _encoded_pairs(out: Path, part: str, codec: BlockCodec) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
     """Normalised latents (fp16) and tokens of all pairs, made once and kept in `out`."""
     tokenizer = build_tokenizer()
-    path = out / f"{part}.pairs.safetensors"
+    path = out / f"{'scraped' if QUALITY[part] is SCRAPED else 'clean'}.pairs.safetensors"
     if not path.exists():
         latents = torch.empty(PAIRS, codec.config["z_dim"], 5, 8, 8, dtype=torch.float16)
         captions: list[str] = []

@@ -27,15 +27,15 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "grey": (118, 120, 124),
     "white": (242, 242, 238),
 }
-RADII: dict[str, float] = {"small": 4.9, "large": 7.6}
+RADII: dict[str, float] = {"small": 5.4, "large": 8.2}
 """Half the height of the object, in pixels."""
 SHAPES = ("circle", "square", "triangle", "ring", "cross")
 MOTIONS = ("left", "right", "up", "down", "circling", "bouncing", "still")
 SPEEDS = ("slow", "fast")
 
-TRAVEL: dict[str, float] = {"slow": 6.0, "fast": 13.0}
+TRAVEL: dict[str, float] = {"slow": 5.0, "fast": 13.0}
 """Pixels that a straight motion covers from the first frame to the last."""
-TURNS: dict[str, float] = {"slow": 0.7, "fast": 1.4}
+TURNS: dict[str, float] = {"slow": 0.6, "fast": 1.2}
 """Turns, clockwise, of a circling object."""
 ORBIT = 5.2
 """Radius of the circling motion, in pixels."""
