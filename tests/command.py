@@ -40,14 +40,14 @@ def reelign(*arguments: str | Path, **extra: str) -> subprocess.CompletedProcess
     )
 
 
-def torchrun(ranks: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def torchrun(ranks: int, *arguments: str | Path, **extra: str) -> subprocess.CompletedProcess[str]:
     """Run `reelign ARGUMENTS` on several ranks of this machine."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     return subprocess.run(
         [*launch, "-m", "reelign.cli", *map(str, arguments)],
         capture_output=True,
         text=True,
-        env=environment(CUDA_VISIBLE_DEVICES=""),
+        env=environment(**{"CUDA_VISIBLE_DEVICES": ""} | extra),
         timeout=300,
         check=False,
     )

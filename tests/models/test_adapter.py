@@ -31,6 +31,18 @@ def velocities(model):
         return model.velocity(latents, torch.tensor([0.95, 0.3]), conditions)
 
 
+def test_adapters_start_from_their_seed_alone(tmp_path):
+    started = {}
+    for run, (state, seed) in enumerate([(1, 0), (2, 0), (1, 3)]):
+        model = load_model(tiny_wan(tmp_path / str(run), "2.1"), device="cpu")
+        torch.manual_seed(state)
+        attach_lora(model, SETTINGS, seed)
+        started[run] = {n: p for n, p in model.denoisers()["transformer"].named_parameters() if "lora_A" in n}
+        assert all(bool(p.any()) for p in started[run].values())
+    assert all(torch.equal(started[0][name], started[1][name]) for name in started[0])
+    assert not any(torch.equal(started[0][name], started[2][name]) for name in started[0])
+
+
 def test_every_targeted_module_is_named(tmp_path):
     model = load_model(tiny_wan(tmp_path / "wan", "2.2-a14b"), device="cpu")
     coverage = attach_lora(model, SETTINGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,13 +52,17 @@ class Coverage:
         return f"{total} modules carry an adapter: {parts}."
 
 
-def attach_lora(model: VideoModel, settings: LoraSettings) -> Coverage:
+def attach_lora(model: VideoModel, settings: LoraSettings, seed: int = 0) -> Coverage:
     """Give every denoiser float32 adapters; all else is frozen.
+
+    Adapters start from `seed` alone (A as peft draws it, B at zero): with the process's own random state, ranks and
+    reruns would start from different ones.
 
     Raises:
         ReelignError: a target matches no linear layer; the message lists near names.
     """
     coverage = _covered(model, settings.targets)
+    generator = torch.Generator().manual_seed(seed)
     for network in model.denoisers().values():
         network.requires_grad_(False)
         network.add_adapter(
@@ -70,9 +75,12 @@ def attach_lora(model: VideoModel, settings: LoraSettings) -> Coverage:
             adapter_name=NAME,
         )
         adapted = [(name, p) for name, p in network.named_parameters() if ".lora_" in name]
-        for _, parameter in adapted:
+        for name, parameter in adapted:
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
+            if ".lora_A." in name:
+                drawn = nn.init.kaiming_uniform_(torch.empty(parameter.shape), a=math.sqrt(5), generator=generator)
+                parameter.data.copy_(drawn)
         expected = 2 * sum(
             name.startswith(f"{_part(model, network)}.") for n in coverage.modules.values() for name in n
         )

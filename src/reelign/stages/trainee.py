@@ -46,7 +46,7 @@ class Trainee:
     def __init__(self, model: VideoModel, config: TraineeConfig, total_steps: int, context: StageContext) -> None:
         self.config, self.context = config, context
         world = context.world
-        choose_trained(model, config)
+        choose_trained(model, config, context.seed)
         if world.size > 1 and len(model.denoisers()) > 1:
             raise ReelignError(
                 f"{model.name} has two experts, and a batch may need only one of them on some ranks, which would wait "
@@ -68,7 +68,7 @@ class Trainee:
         averaged = {name: full(value).cpu() for name, value in self.ema.average.items()}
         if context.world.is_main:
             artifact = load_model(context.parent, dtype=context.dtype, device="cpu")
-            choose_trained(artifact, self.config)
+            choose_trained(artifact, self.config, context.seed)
             with torch.no_grad():
                 for name, parameter in trained(artifact).items():
                     parameter.copy_(averaged[name])
@@ -79,15 +79,15 @@ class Trainee:
         context.world.barrier()
 
 
-def choose_trained(model: VideoModel, config: TraineeConfig) -> None:
-    """Choose what learns: adapters, or every weight of the denoisers."""
+def choose_trained(model: VideoModel, config: TraineeConfig, seed: int) -> None:
+    """Choose what learns: adapters, which start from `seed`, or every weight of the denoisers."""
     for network in model.denoisers().values():
         network.requires_grad_(config.method == "full")
         network.train()
         if config.gradient_checkpointing:
             network.enable_gradient_checkpointing()
     if config.method == "lora":
-        attach_lora(model, config.lora)
+        attach_lora(model, config.lora, seed)
 
 
 def trained(model: VideoModel) -> dict[str, nn.Parameter]:
