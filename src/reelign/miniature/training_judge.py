@@ -36,8 +36,11 @@ STRAIGHT = 0.8
 """Share of the track's variance that a straight motion must explain."""
 JUMP = 3.5
 """Pixels a frame: a step that differs by more from what both neighbours foretell is a jump."""
-CLEAN_EDGE = 0.55
-"""Largest change of distance between neighbouring pixels, over the contrast, of a clean outline."""
+FAINT = 0.08
+"""Share of the contrast below which a pixel is ground."""
+CLEAN_UNDECIDED, HALF_UNDECIDED = 1.15, 1.5
+"""Undecided pixels of a clip, over those that its outline is due: the most that clean clips have, and how many more halve
+the score."""
 
 
 def training_judge(frames: np.ndarray, scene: Scene, stated: Sequence[str] = ATTRIBUTES) -> Judgement:
@@ -92,17 +95,16 @@ def _shape(seen: Outlines) -> str:
     if not seen.found.any():
         return SHAPES[0]
     own = np.median(seen.features[seen.found], axis=0)
-    size = _size(seen)
-    means, spread, _ = _prototypes(size)
+    means, spread, _, _ = _prototypes(_size(seen))
     return min(SHAPES, key=lambda name: float(np.sum(((own - means[name]) / spread) ** 2)))
 
 
 @cache
-def _prototypes(size: str) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, float]]:
-    """Mean features of every shape at nine places between pixels, the spread of each feature within a shape, and the
-    share of its colour's contrast that each shape shows: thin shapes show less.
+def _prototypes(size: str) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, float], dict[str, float]]:
+    """Mean features of every shape at nine places between pixels, the spread of each feature within a shape, the share
+    of its colour's contrast that each shape shows (thin shapes show less), and its undecided pixels.
     """
-    means, spreads, shown = {}, [], {}
+    means, spreads, shown, undecided = {}, [], {}, {}
     offsets = np.stack(np.meshgrid(*[(0.0, 1 / 3, 2 / 3)] * 2), -1).reshape(-1, 2)
     for name in SHAPES:
         scene = Scene("red", name, size, "still", "slow", "white")
@@ -110,7 +112,8 @@ def _prototypes(size: str) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str,
         means[name] = seen.features.mean(0)
         spreads.append(seen.features.std(0))
         shown[name] = seen.contrast / _full_contrast(scene.colour, scene.background)
-    return means, np.maximum(np.mean(spreads, axis=0), 0.04 * np.ones(len(FEATURES))), shown
+        undecided[name] = _undecided(seen)
+    return means, np.maximum(np.mean(spreads, axis=0), 0.04 * np.ones(len(FEATURES))), shown, undecided
 
 
 def _full_contrast(colour: str, background: str) -> float:
@@ -168,23 +171,30 @@ def _turns(centres: np.ndarray) -> float:
 
 
 def _visual(seen: Outlines, colour: str, shape: str, background: str) -> dict[str, float]:
-    """Sharpness of the outline, calm of the ground, wholeness and contrast, each in [0, 1]."""
+    """Clarity of object and outline, calm of the ground, wholeness and contrast, each in [0, 1]."""
     if not seen.found.any():
-        return dict.fromkeys(("edge", "ground", "wholeness", "contrast"), 0.0)
-    steps = np.maximum(
-        np.abs(np.diff(seen.distance, axis=1))[:, :, :-1], np.abs(np.diff(seen.distance, axis=2))[:, :-1]
-    )
-    edge = float(np.median(np.sort(steps.reshape(len(steps), -1), axis=1)[:, -12])) / seen.contrast
+        return dict.fromkeys(("clarity", "ground", "wholeness", "contrast"), 0.0)
     outside = cv2.dilate((seen.distance > 0.25 * seen.contrast).transpose(1, 2, 0).astype(np.uint8), np.ones((3, 3)))
     apart = outside.reshape(SIDE, SIDE, -1).transpose(2, 0, 1) == 0
     unrest = float(np.mean(seen.distance[apart])) if apart.any() else seen.contrast
-    due = _full_contrast(colour, background) * _prototypes(_size(seen))[2][shape]
+    _, _, shown, undecided = _prototypes(_size(seen))
+    due = _full_contrast(colour, background) * shown[shape]
     return {
-        "edge": min(1.0, edge / CLEAN_EDGE) ** 2,
+        "clarity": falloff(max(0.0, _undecided(seen) / undecided[shape] - CLEAN_UNDECIDED), HALF_UNDECIDED),
         "ground": falloff(unrest, 9.0),
         "wholeness": 1 - float(np.mean(seen.fragments)),
         "contrast": falloff(max(0.0, 1 - seen.contrast / due), 0.35),
     }
+
+
+def _undecided(seen: Outlines) -> float:
+    """How many pixels of a frame are neither ground nor object: few around a sharp outline, many in a blurred, mottled or
+    noisy picture. Each counts `4 c (1 - c)` where c is its share of its frame's contrast."""
+    body = np.where(seen.distance > 0.5 * seen.contrast, seen.distance, np.nan)
+    lost = np.isnan(body).all((1, 2))
+    body[lost] = seen.contrast
+    share = np.clip(seen.distance / np.nanmedian(body, axis=(1, 2))[:, None, None], 0.0, 1.0)
+    return float(np.mean(np.sum(np.where(share < FAINT, 0.0, 4 * share * (1 - share)), axis=(1, 2))))
 
 
 def _movement(seen: Outlines, scene: Scene) -> dict[str, float]:
