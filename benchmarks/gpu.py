@@ -1,20 +1,31 @@
-"""SFT and sampling on the Wan 2.1-1.3B architecture with random weights, on one CUDA device.
+"""SFT, RL and sampling on the Wan 2.1-1.3B architecture with random weights, on one CUDA device.
 
     python benchmarks/gpu.py --out benchmarks/results/gpu.json
+    python benchmarks/gpu.py --only rl 33x240x416               # rows that hold all of these words
+    python benchmarks/gpu.py --only rl 81x480x832 flow-grpo --prompts 1 --group 2
 
-Measures the SFT step (forward, backward, AdamW with fp32 master weights) and one guided sampling step at 33 x 240 x
-416 and 81 x 480 x 832: seconds (median), tokens a second, peak memory and MFU against the matmul rate that this
-device reaches. Each setting runs with gradient checkpointing and regional compilation on and off; a setting that does
-not fit is recorded as such. The FLOP count holds the matrix products and attention of the network once forward and
-twice backward; recomputation is not useful work and does not count.
+At 33 x 240 x 416 and 81 x 480 x 832:
+
+- the SFT step (forward, backward, AdamW with fp32 master weights) and one guided sampling step: seconds (median),
+  tokens a second, peak memory and MFU against the matmul rate that this device reaches, with gradient checkpointing
+  and regional compilation on and off. The FLOP count holds the matrix products and attention of the network once
+  forward and twice backward; recomputation is not useful work and does not count;
+- an RL update of our preset and of Flow-GRPO over all steps, with guidance and without: seconds by phase, network
+  evaluations, clips an hour and peak memory (`gpu_rlhf.py`). At 81 frames `flow-grpo` needs about 3,000 network
+  evaluations and their backward passes for 16 clips, most of an hour on an H100 (an estimate); nothing of its cost is
+  shared between clips, so fewer of them (`--prompts`, `--group`) give the same clips an hour.
+
+A setting that does not fit is recorded as such.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -24,11 +35,12 @@ from pathlib import Path
 import torch
 from diffusers import WanTransformer3DModel
 
+from gpu_rlhf import SETTINGS, TEXT_TOKENS, RlRow, clip_size, measure_rl
 from reelign.flow.path import interpolate, velocity_target
 from reelign.train.optim import OptimConfig, Optimizer
 
-SIZES = {"33x240x416": (33, 240, 416), "81x480x832": (81, 480, 832)}
-TEXT_TOKENS = 512
+MICRO_BATCH = {"33x240x416": 16, "81x480x832": 2, "5x32x32": 16}
+"""Sizes, and how many clips of each an RL update samples or trains on at once; of a branching group all its clips."""
 WAN_1_3B = {
     "patch_size": (1, 2, 2),
     "num_attention_heads": 12,
@@ -40,12 +52,18 @@ WAN_1_3B = {
     "ffn_dim": 8960,
     "num_layers": 30,
 }
-TINY = WAN_1_3B | {"num_attention_heads": 2, "attention_head_dim": 32, "ffn_dim": 128, "num_layers": 2, "text_dim": 64}
+PARTS = {"transformer": WAN_1_3B, "vae": {}}
+"""Configs by component; diffusers' defaults are Wan 2.1's autoencoder."""
+TINY = {
+    "transformer": WAN_1_3B
+    | {"num_attention_heads": 2, "attention_head_dim": 32, "ffn_dim": 128, "num_layers": 2, "text_dim": 64},
+    "vae": {"base_dim": 8, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1},
+}
 
 
 @dataclass
 class Row:
-    """One measured setting."""
+    """One measured setting of the network alone."""
 
     job: str
     size: str
@@ -63,35 +81,56 @@ def main() -> None:
     """Measure every setting and write the JSON after each, so that an interrupted run keeps what it has."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gpu.json"))
+    parser.add_argument("--only", nargs="+", default=[], help="measure the rows whose settings hold all these words")
     parser.add_argument("--steps", type=int, default=5, help="timed steps; the median counts")
+    parser.add_argument("--updates", type=int, default=1, help="timed RL updates; the mean counts")
+    parser.add_argument("--prompts", type=int, default=2, help="groups an RL update")
+    parser.add_argument("--group", type=int, default=8, help="clips a group")
     parser.add_argument("--tiny", action="store_true", help="a tiny network on any device, to test this script")
     arguments = parser.parse_args()
     if not (torch.cuda.is_available() or arguments.tiny):
         raise SystemExit("benchmarks/gpu.py needs a CUDA device; --tiny tests the script without one.")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config = TINY if arguments.tiny else WAN_1_3B
-    sizes = {"5x32x32": (5, 32, 32)} if arguments.tiny else SIZES
+    parts = TINY if arguments.tiny else PARTS
+    rows = planned(arguments.tiny, arguments.prompts, arguments.group)
+    rows = [row for row in rows if set(arguments.only) <= set(" ".join(map(str, asdict(row).values())).split())]
+    if not rows:
+        raise SystemExit(f"no row holds all of: {' '.join(arguments.only)}")
     peak = matmul_rate(device, 512 if arguments.tiny else 8192)
     print(f"matmul peak {peak / 1e12:.1f} TFLOP/s in bf16")
-    rows: list[Row] = []
-    for name, size in sizes.items():
-        for checkpointing in (True, False):
-            for compiled in (False, True) if not arguments.tiny else (False,):
-                rows.append(
-                    measure(Row("sft step", name, checkpointing, compiled), config, size, device, peak, arguments.steps)
-                )
-                write(arguments.out, rows, device, peak, config)
-        for compiled in (False, True) if not arguments.tiny else (False,):
-            rows.append(
-                measure(Row("sampling step", name, False, compiled), config, size, device, peak, arguments.steps)
-            )
-            write(arguments.out, rows, device, peak, config)
+    with tempfile.TemporaryDirectory() as folder:
+        for index, row in enumerate(rows):
+            if isinstance(row, RlRow):
+                measure_rl(row, parts, Path(folder), device, arguments.updates)
+            else:
+                measure(row, parts["transformer"], device, peak, arguments.steps)
+            print(json.dumps(asdict(row)), flush=True)
+            write(arguments.out, rows[: index + 1], device, peak, parts)
 
 
-def measure(row: Row, config: dict, size: tuple[int, int, int], device: torch.device, peak: float, steps: int) -> Row:
+def planned(tiny: bool, prompts: int, group: int) -> list[Row | RlRow]:
+    """The settings in the order in which they are measured: the quick ones first."""
+    sizes = ("5x32x32",) if tiny else ("33x240x416", "81x480x832")
+    compiled = (False,) if tiny else (False, True)
+    rows: list[Row | RlRow] = []
+    for size in sizes:
+        rows += [Row("sft step", size, kept, fast) for kept in (True, False) for fast in compiled]
+        rows += [Row("sampling step", size, False, fast) for fast in compiled]
+    for size in sizes:
+        rows += [
+            RlRow("rl update", size, preset, guidance, prompts, group, MICRO_BATCH[size])
+            for preset in ("reelign", "flow-grpo")
+            for guidance in ("both", "none")
+        ]
+    return rows
+
+
+def measure(row: Row, config: dict, device: torch.device, peak: float, steps: int) -> None:
     """Fill a row; out of memory becomes its note."""
     torch.manual_seed(0)
     torch.compiler.reset()
+    size = clip_size(row.size)
+    network = job = None
     try:
         with torch.device(device):
             network = WanTransformer3DModel(**config).to(torch.bfloat16)
@@ -112,11 +151,10 @@ def measure(row: Row, config: dict, size: tuple[int, int, int], device: torch.de
         row.tflops_per_second, row.mfu = work / seconds / 1e12, work / seconds / peak
         if device.type == "cuda":
             row.peak_memory_gib = torch.cuda.max_memory_allocated() / 2**30
-    print(json.dumps(asdict(row)), flush=True)
     if device.type == "cuda":
         network = job = None
+        gc.collect()
         torch.cuda.empty_cache()
-    return row
 
 
 def sft_job(network: WanTransformer3DModel, size: tuple[int, int, int], device: torch.device) -> Callable[[], None]:
@@ -202,14 +240,15 @@ def matmul_rate(device: torch.device, side: int) -> float:
     return 2 * side**3 / timed(lambda: a @ b, device, 20)
 
 
-def write(path: Path, rows: list[Row], device: torch.device, peak: float, config: dict) -> None:
+def write(path: Path, rows: list[Row | RlRow], device: torch.device, peak: float, parts: dict) -> None:
     """Write all rows so far with hardware and versions."""
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
     facts = {
         "hardware": name,
         "versions": {library: version(library) for library in ("torch", "diffusers")} | {"cuda": torch.version.cuda},
         "matmul_peak_tflops": peak / 1e12,
-        "architecture": config,
+        "architecture": parts["transformer"],
+        "rl": SETTINGS,
         "rows": [asdict(row) for row in rows],
     }
     path.parent.mkdir(parents=True, exist_ok=True)

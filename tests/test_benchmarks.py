@@ -3,22 +3,43 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 from command import ROOT, environment
 
 
-def test_the_gpu_script_measures_every_setting_of_a_tiny_network(tmp_path):
-    out = tmp_path / "gpu.json"
-    script = [sys.executable, ROOT / "benchmarks" / "gpu.py", "--tiny", "--steps", "1", "--out", out]
+def gpu_rows(out: Path, *settings: str) -> list[dict]:
+    script = [sys.executable, ROOT / "benchmarks" / "gpu.py", "--tiny", "--steps", "1", "--out", out, *settings]
     done = subprocess.run(script, env=environment(), capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    rows = json.loads(out.read_text())["rows"]
-    assert [(row["job"], row["checkpointing"]) for row in rows] == [
+    return json.loads(out.read_text())["rows"]
+
+
+def test_the_gpu_script_measures_every_setting_of_a_tiny_network(tmp_path):
+    """In RL, groups branch at step 4.5 of 20 in the mean: 5.5 evaluations before, 14.5 a clip after, 1 to replay."""
+    rows = gpu_rows(tmp_path / "gpu.json")
+    network, rl = rows[:3], rows[3:]
+    assert all(row["seconds"] > 0 and not row["note"] for row in rows)
+    assert [(row["job"], row["checkpointing"]) for row in network] == [
         ("sft step", True),
         ("sft step", False),
         ("sampling step", False),
     ]
-    assert all(row["seconds"] > 0 and row["mfu"] > 0 and not row["note"] for row in rows)
+    assert all(row["mfu"] > 0 for row in network)
+    assert [(row["preset"], row["guidance"], row["network_evaluations"]) for row in rl] == [
+        ("reelign", "both", 2 * 2 * (5.5 + 14.5 * 8 + 1)),
+        ("reelign", "none", 2 * (5.5 + 14.5 * 8 + 1)),
+        ("flow-grpo", "both", 2 * 2 * 8 * (20 + 19)),
+        ("flow-grpo", "none", 2 * 8 * (20 + 19)),
+    ]
+    for row in rl:
+        assert 0 < sum(row[phase] for phase in ("rollout", "decode", "reward", "update")) <= row["seconds"]
+        assert row["clips_per_gpu_hour"] == 3600 * 16 / row["seconds"]
+        assert row["ratio_drift"] < 1e-3
+
+
+def test_the_gpu_script_measures_only_what_is_asked_for(tmp_path):
+    assert [row["job"] for row in gpu_rows(tmp_path / "gpu.json", "--only", "sampling", "5x32x32")] == ["sampling step"]
 
 
 def test_the_throughput_script_compares_the_stage_with_a_bare_loop(tmp_path):

@@ -13,18 +13,29 @@ from reelign.doctor import examine
 from reelign.recipe import load_recipe
 from tiny_wan import tiny_wan
 
-SMALL = (
-    f"battery.prompts={ROOT / 'recipes' / 'prompts.txt'}",
+PROMPTS = ROOT / "recipes" / "prompts.txt"
+SMALL_BATTERY = (
+    f"battery.prompts={PROMPTS}",
     "battery.count=2",
     "battery.validation_count=2",
     "battery.frames=9",
     "battery.height=32",
     "battery.width=48",
-    "sampler.steps=2",
-    "sft.batch_size=2",
-    "sft.accumulate=1",
+)
+SMALL = (*SMALL_BATTERY, "sampler.steps=2", "sft.batch_size=2", "sft.accumulate=1")
+SMALL_RL = (
+    *SMALL_BATTERY,
+    "sampler.steps=3",
+    f"rlhf.prompts=[{{kind: list, path: {PROMPTS}}}]",
+    "rlhf.rewards=[{kind: pixels, weights: {steadiness: 1.0, sharpness: 1.0}}]",
+    "rlhf.updates=2",
+    "rlhf.prompts_per_update=2",
+    "rlhf.group_size=4",
+    "rlhf.micro_batch=4",
+    "rlhf.validate_every=1",
 )
 RECIPES = ["wan21-1.3b-lora", "wan21-1.3b-full"]
+RL_RECIPES = ["wan21-1.3b-rlhf-lora", "wan21-1.3b-rlhf-full"]
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +50,12 @@ def place(tmp_path_factory):
     return root
 
 
+def tiny_model(root: Path) -> list[str]:
+    return [f"model={root / 'wan'}", "dtype=float32", f"runs={root / 'runs'}"]
+
+
 def overrides(root: Path) -> list[str]:
-    return [
-        f"model={root / 'wan'}",
-        "dtype=float32",
-        f"sft.data=[{{kind: dataset, path: {root / 'dataset'}, held_out: 0.3}}]",
-        f"runs={root / 'runs'}",
-    ]
+    return [*tiny_model(root), f"sft.data=[{{kind: dataset, path: {root / 'dataset'}, held_out: 0.3}}]"]
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -98,3 +108,71 @@ def test_bfloat16_trains_on_two_ranks_as_on_one(place, name):
         losses.append([row["loss"] for row in map(json.loads, lines) if "loss" in row])
     assert len(losses[0]) == 3
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+@pytest.mark.parametrize("name", RL_RECIPES)
+def test_an_rl_recipe_fits_its_gpus_and_its_header_counts_what_it_costs(name):
+    """Groups branch after 5.5 of 20 guided steps in the mean; validations and two batteries sample whole clips."""
+    path = ROOT / "recipes" / f"{name}.yaml"
+    recipe = load_recipe(path)
+    rlhf, battery, ranks = recipe.rlhf, recipe.battery, 8 if name.endswith("full") else 1
+    groups = rlhf.updates * rlhf.prompts_per_update
+    validations = 1 + rlhf.updates / rlhf.validate_every
+    judged = 2 * recipe.sampler.steps * (validations * battery.validation_count + 2 * battery.count)
+    header = path.read_text(encoding="utf-8").partition("name:")[0]
+    for number in (groups * 2 * (5.5 + 14.5 * rlhf.group_size), groups * 2, judged):
+        assert f"{number:,.0f}" in header
+    assert rlhf.method == ("full" if ranks == 8 else "lora")
+    assert rlhf.prompts_per_update % ranks == 0
+    assert rlhf.algorithm.branches
+    assert rlhf.micro_batch % rlhf.group_size == 0
+    assert rlhf.prompts[0].path != battery.prompts
+
+
+def rl_run(root: Path, name: str, ranks: int) -> Path:
+    """The folder of a small run of an RL recipe."""
+    settings = [f"name={name}-{ranks}", *tiny_model(root), *SMALL_RL]
+    arguments = ["run", ROOT / "recipes" / f"{name}.yaml", *settings]
+    done = torchrun(ranks, *arguments) if ranks > 1 else reelign(*arguments, CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 0, done.stderr
+    return root / "runs" / f"{name}-{ranks}"
+
+
+def rl_updates(run: Path) -> list[dict[str, float]]:
+    lines = (run / "rlhf" / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if "reward" in row]
+
+
+@pytest.fixture(scope="module")
+def rl_alone(place):
+    """Small runs of the RL recipes on one rank, by recipe."""
+    return {name: rl_run(place, name, 1) for name in RL_RECIPES}
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("wan21-1.3b-rlhf-lora", "pytorch_lora_weights.safetensors"),
+        ("wan21-1.3b-rlhf-full", "transformer/diffusion_pytorch_model.safetensors"),
+    ],
+)
+def test_an_rl_recipe_runs_to_its_report_in_small(rl_alone, name, weights):
+    run = rl_alone[name]
+    assert (run / "report" / "index.html").exists()
+    summary = json.loads((run / "summary.json").read_text())
+    assert [stage["name"] for stage in summary["stages"]] == ["base", "rlhf"]
+    assert summary["stages"][1]["gsb"]
+    assert (run / "rlhf" / "model" / weights).exists()
+    for row in rl_updates(run):
+        assert row["groups_kept"] == 1
+        assert row["grad_norm"] > 0
+        assert row["ratio_drift"] < 1e-5
+
+
+def test_two_ranks_learn_what_one_rank_learns_from_the_rl_recipe_for_eight(rl_alone, place):
+    name = "wan21-1.3b-rlhf-full"
+    wanted, found = rl_updates(rl_alone[name]), rl_updates(rl_run(place, name, 2))
+    assert len(found) == len(wanted) == 2
+    for one, two in zip(wanted, found, strict=True):
+        for number in ("reward", "grad_norm", "learned", "nfe"):
+            assert two[number] == pytest.approx(one[number], rel=2e-3), number

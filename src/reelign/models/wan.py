@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import WanPipeline
+from diffusers import AutoencoderKLWan, WanPipeline
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor, nn
 
@@ -39,6 +39,8 @@ class WanModel(VideoModel):
         self.text_length = min(TEXT_LENGTH, pipeline.tokenizer.model_max_length)
         pipeline.text_encoder.requires_grad_(False).eval()
         pipeline.vae.requires_grad_(False).eval()
+        if isinstance(pipeline.vae, AutoencoderKLWan):
+            pipeline.vae.enable_slicing()  # a batch of 81-frame clips at once takes tens of GiB in the decoder
         for network in self.denoisers().values():
             network.requires_grad_(False).eval()
 

@@ -28,6 +28,7 @@ TITLES = {
     "diversity": "Distance between the clips of a group",
     "ratio_drift": "Largest distance of the ratio from 1",
     "nfe": "Network evaluations of an update",
+    "nfe_trained": "Network evaluations of an update that carry a gradient",
 }
 FAMILIES = {
     "validation": "Validation scores",

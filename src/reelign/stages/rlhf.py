@@ -184,8 +184,9 @@ class Trainer:
         )
         numbers = self.learn(rollouts, self.own(advantages))
         clock.lap("update")
-        nfe = torch.tensor(numbers["nfe"] + sum(found.nfe for found in rollouts), device=self.context.world.device)
-        numbers["nfe"] = float(self.context.world.sum(nfe))
+        nfe = [numbers["nfe"] + sum(found.nfe for found in rollouts), numbers["nfe"]]
+        total = self.context.world.sum(torch.tensor(nfe, device=self.context.world.device))
+        numbers["nfe"], numbers["nfe_trained"] = map(float, total)
         groups = torch.cat([found.latents for found in rollouts]).unflatten(0, (-1, self.config.group_size))
         numbers["diversity"] = float(self.context.world.mean(groups.std(1, correction=0).mean()))
         return numbers | described(scores, advantages, self.rewards.weights) | clock.seconds
@@ -320,18 +321,23 @@ class Trainer:
 
 
 class Clock:
-    """Seconds of an update by phase."""
+    """Seconds of an update by phase; what a GPU still computes belongs to the phase that asked for it."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self._since = time.perf_counter()
+        self._since = self._now()
 
     def lap(self, phase: str) -> None:
         """Add the time since the last lap to a phase."""
-        now = time.perf_counter()
+        now = self._now()
         name = f"seconds/{phase}"
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
         self._since = now
+
+    def _now(self) -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
 
 def training_sampler(deployed: SampleConfig, algorithm: Algorithm) -> SampleConfig:
