@@ -1,0 +1,161 @@
+"""What each piece of the preset `reelign` is worth, one change at a time, from one parent.
+
+    python benchmarks/rl_ablation.py --parent runs/demo/sft/model --seeds 0 1 2
+
+Each variant runs the recipe's `rlhf` stage with one change, without early stop; the group sizes keep the clips of an
+update. The shared prefix changes no clip (a test says so), so its worth is counted in network evaluations.
+Also measures the gradient norm of one update at each trained step of the grid, plain and rectified.
+Writes `rl_ablation.json` and `.md`. A run that is complete under `--runs` is read, not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from reelign.flow.step import gradient_scale
+from reelign.models.load import load_model
+from reelign.recipe import Recipe, load_recipe
+from reelign.rewards.recipe import build_rewards
+from reelign.stages.algorithm import Algorithm
+from reelign.stages.context import StageContext
+from reelign.stages.rlhf import Trainer
+from reelign.train.ledger import Ledger
+from reelign.train.loop import Interrupt
+from reelign.train.parallel import World
+from rl_runs import AXES, Outcome, gsb_text, run_stage, write
+
+ALGORITHM = "rlhf.algorithm."
+VARIANTS: dict[str, list[str]] = {
+    "reelign": [],
+    "steps differ inside a group": [f"{ALGORITHM}iso_temporal=false"],
+    "not rectified": [f"{ALGORITHM}weight=none"],
+    "noise not shared": [f"{ALGORITHM}shared_noise=false"],
+    "guidance everywhere": [f"{ALGORITHM}guidance=both"],
+    "guidance in rollout only": [f"{ALGORITHM}guidance=rollout"],
+    "no guidance": [f"{ALGORITHM}guidance=none"],
+    "groups of 4": ["rlhf.group_size=4", "rlhf.prompts_per_update=16"],
+    "groups of 8": ["rlhf.group_size=8", "rlhf.prompts_per_update=8"],
+    "groups of 16": ["rlhf.group_size=16", "rlhf.prompts_per_update=4"],
+}
+CHANGES = ["rlhf.patience=null", "rlhf.alarms_stop=null"]
+
+
+def main() -> None:
+    """Run, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", type=Path, default=Path("recipes/demo.yaml"))
+    parser.add_argument("--parent", required=True, help="the SFT artifact that all start from")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/rl_ablation"))
+    parser.add_argument("--set", dest="changes", nargs="*", default=[], help="more overrides, for all variants alike")
+    arguments = parser.parse_args()
+    alone = ["curate=null", "sft=null", f"model={arguments.parent}", *arguments.changes]
+    recipe = load_recipe(arguments.recipe, alone)
+    norms = gradient_norms(recipe)
+    saved = prefix_saved(recipe)
+    found: dict[str, list[Outcome]] = {}
+    for variant in arguments.variants:
+        label = "-".join(variant.split())
+        changes = [*CHANGES, *VARIANTS[variant], *arguments.changes]
+        found[variant] = [
+            run_stage(f"rl-ablation-{label}-{seed}", arguments.recipe, arguments.parent, seed, arguments.runs, changes)
+            for seed in arguments.seeds
+        ]
+    facts = {
+        "seeds": arguments.seeds,
+        "variants": {variant: [asdict(outcome) for outcome in runs] for variant, runs in found.items()},
+        "gradient_norms": norms,
+        "prefix": saved,
+    }
+    write(arguments.out, facts, table(found, norms, saved))
+
+
+def trainer(recipe: Recipe, algorithm: Algorithm, folder: Path) -> Trainer:
+    """The stage at its parent, ready for an update."""
+    assert recipe.rlhf is not None
+    config = recipe.rlhf.model_copy(update={"algorithm": algorithm})
+    world = World(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"), None)
+    context = StageContext(
+        folder=folder,
+        parent=recipe.model,
+        dataset=None,
+        seed=recipe.seed,
+        dtype=recipe.dtype,
+        sampler=recipe.sampler,
+        battery=recipe.battery,
+        world=world,
+        ledger=Ledger(folder / "ledger.jsonl"),
+        interrupt=Interrupt(),
+    )
+    model = load_model(recipe.model, dtype=recipe.dtype, device=world.device)
+    return Trainer(model, build_rewards(config.rewards), ThreadPoolExecutor(1), context, config)
+
+
+def gradient_norms(recipe: Recipe) -> list[dict[str, float]]:
+    """Norm of the gradient of one update at the parent, with every group stochastic at the same step of the grid."""
+    assert recipe.rlhf is not None
+    algorithm, steps = recipe.rlhf.algorithm, recipe.sampler.steps
+    rows = []
+    for index in range(int(algorithm.first * steps), int(algorithm.last * steps)):
+        only = {"first": (index + 0.01) / steps, "last": (index + 1.01) / steps, "weight": "none"}
+        with tempfile.TemporaryDirectory() as folder:
+            chosen = algorithm.model_copy(update=only)
+            taught = trainer(recipe, chosen, Path(folder))
+            grid = taught.sampler.grid
+            loudness = gradient_scale(grid[index : index + 1], grid[index + 1 : index + 2], chosen.noise_law, grid)
+            norm = taught.one_update()["grad_norm"]
+        rows.append({"sigma": float(grid[index]), "lambda": float(loudness), "plain": norm})
+    mean = sum(1 / row["lambda"] for row in rows) / len(rows)
+    return [row | {"rectified": row["plain"] / row["lambda"] / mean} for row in rows]
+
+
+def prefix_saved(recipe: Recipe) -> dict[str, float]:
+    """Network evaluations of an update, when a group's common way is sampled once and when it is not."""
+    assert recipe.rlhf is not None
+    group, steps = recipe.rlhf.group_size, recipe.sampler.steps
+    with tempfile.TemporaryDirectory() as folder:
+        taught = trainer(recipe, recipe.rlhf.algorithm, Path(folder))
+        shared = taught.one_update()["nfe"]
+        each = 2 if taught.sampler.guidance_scale != 1 else 1
+    return {"shared": shared, "apart": float(recipe.rlhf.prompts_per_update * group * (steps + 1) * each)}
+
+
+def table(found: dict[str, list[Outcome]], norms: list[dict[str, float]], saved: dict[str, float]) -> str:
+    """As Markdown: GSB against the parent for each seed, weakest retention, seconds."""
+    axes = " | ".join(f"GSB {axis}" for axis in AXES)
+    lines = [f"| variant | seed | {axes} | weakest retention | minutes |", "|---" * (len(AXES) + 4) + "|"]
+    for variant, runs in found.items():
+        for seed, outcome in enumerate(runs):
+            kept = {name: value for name, value in outcome.retention.items() if value is not None}
+            weakest = min(kept, key=lambda name: kept[name])
+            cells = " | ".join(gsb_text(outcome.gsb[axis]) for axis in AXES)
+            lines.append(
+                f"| {variant} | {seed} | {cells} | {weakest} {kept[weakest]:.1%} | {outcome.seconds / 60:.1f} |"
+            )
+    lines += ["", "| level of the trained step | lambda | gradient norm | rectified |", "|---|---|---|---|"]
+    lines += [
+        f"| {row['sigma']:.3f} | {row['lambda']:.3f} | {row['plain']:.4f} | {row['rectified']:.4f} |" for row in norms
+    ]
+    lines += ["", f"Largest over smallest norm: plain {spread(norms, 'plain'):.1f}, rectified "]
+    lines[-1] += f"{spread(norms, 'rectified'):.1f}."
+    lines += ["", f"Network evaluations of an update: {saved['shared']:,.0f} with the shared prefix, "]
+    lines[-1] += f"{saved['apart']:,.0f} when every clip goes the whole way."
+    return "\n".join(lines) + "\n"
+
+
+def spread(norms: list[dict[str, float]], name: str) -> float:
+    """Largest over smallest."""
+    values = [row[name] for row in norms]
+    return max(values) / min(values)
+
+
+if __name__ == "__main__":
+    main()

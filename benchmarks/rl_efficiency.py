@@ -1,0 +1,140 @@
+"""All RL presets from one parent at the same held-out validation: score against seconds and against forward passes.
+
+    python benchmarks/rl_efficiency.py --parent runs/demo/sft/model --seeds 0 1 2
+
+Every preset runs the recipe's own `rlhf` stage with nothing changed but `rlhf.algorithm.preset`, without early stop,
+and for fewer updates where an update is dearer.
+Writes `rl_efficiency.json`, `.md` and `.png`. A run that is complete under `--runs` is read, not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from rl_runs import Outcome, forwards, interval, run_stage, write
+
+BUDGETS = {
+    "reelign": 60,
+    "flash-grpo": 40,
+    "flow-grpo": 24,
+    "dance-grpo": 24,
+    "mix-grpo": 32,
+    "diffusion-nft": 40,
+}
+"""Updates of each preset."""
+EVERY = 4
+"""Updates between validations."""
+CHANGES = [
+    "rlhf.patience=null",
+    "rlhf.alarms_stop=null",
+    f"rlhf.validate_every={EVERY}",
+    "rlhf.optim.schedule=constant",
+]
+
+
+def main() -> None:
+    """Run, compare, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", type=Path, default=Path("recipes/demo.yaml"))
+    parser.add_argument("--parent", required=True, help="the SFT artifact that all start from")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--presets", nargs="+", default=list(BUDGETS), choices=list(BUDGETS))
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/rl_efficiency"))
+    parser.add_argument("--set", dest="changes", nargs="*", default=[], help="more overrides, for all presets alike")
+    arguments = parser.parse_args()
+    found: dict[str, list[Outcome]] = {}
+    for preset in arguments.presets:
+        changes = [*CHANGES, f"rlhf.algorithm.preset={preset}", f"rlhf.updates={BUDGETS[preset]}", *arguments.changes]
+        found[preset] = [
+            run_stage(
+                f"rl-efficiency-{preset}-{seed}", arguments.recipe, arguments.parent, seed, arguments.runs, changes
+            )
+            for seed in arguments.seeds
+        ]
+    rows = {preset: described(runs) for preset, runs in found.items()}
+    facts = {
+        "seeds": arguments.seeds,
+        "presets": rows,
+        "against_flow_grpo": overtaken(found),
+        "runs": {
+            preset: [[asdict(point) for point in outcome.points] for outcome in runs] for preset, runs in found.items()
+        },
+    }
+    write(arguments.out, facts, table(rows, facts["against_flow_grpo"]))
+    draw(found, arguments.out.with_suffix(".png"))
+
+
+def described(runs: list[Outcome]) -> dict[str, object]:
+    """A preset in numbers: cost of an update (median) and scores at the start, at best and at the end."""
+    updates = [update for outcome in runs for update in outcome.updates]
+    seconds = [sum(v for k, v in update.items() if k.startswith("seconds/")) for update in updates]
+    return {
+        "updates": len(runs[0].updates),
+        "seconds_per_update": float(np.median(seconds)),
+        "forwards_per_update": float(np.mean([forwards(update) for update in updates])),
+        "start": [outcome.points[0].score for outcome in runs],
+        "best": [max(point.score for point in outcome.points) for outcome in runs],
+        "end": [outcome.points[-1].score for outcome in runs],
+    }
+
+
+def overtaken(found: dict[str, list[Outcome]]) -> list[dict[str, float | None]] | None:
+    """For each seed: where flow-grpo is best, and the first validation of reelign that is as good; None if none is."""
+    if not {"reelign", "flow-grpo"} <= found.keys():
+        return None
+    rows: list[dict[str, float | None]] = []
+    for ours, theirs in zip(found["reelign"], found["flow-grpo"], strict=True):
+        best = max(theirs.points, key=lambda point: point.score)
+        reached = next((point for point in ours.points[1:] if point.score >= best.score), None)
+        rows.append(
+            {
+                "best_of_flow_grpo": best.score,
+                "forwards_of_flow_grpo": best.forwards,
+                "share_of_forwards": reached.forwards / best.forwards if reached and best.forwards else None,
+                "share_of_seconds": reached.seconds / best.seconds if reached and best.seconds else None,
+            }
+        )
+    return rows
+
+
+def table(rows: dict[str, dict], against: list[dict] | None) -> str:
+    """As Markdown; mean [lowest, highest] over seeds."""
+    lines = [
+        "| preset | updates | seconds an update | forwards an update | start | best | end |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for preset, row in rows.items():
+        scores = " | ".join(interval(row[name]) for name in ("start", "best", "end"))
+        cost = f"{row['seconds_per_update']:.1f} | {row['forwards_per_update']:,.0f}"
+        lines.append(f"| {preset} | {row['updates']} | {cost} | {scores} |")
+    for seed, row in enumerate(against or []):
+        share = row["share_of_forwards"]
+        reached = f"{share:.2f} of its forwards" if share is not None else "not reached"
+        lines.append(f"\nSeed {seed}: flow-grpo's best, {row['best_of_flow_grpo']:.3f}, by reelign: {reached}.")
+    return "\n".join(lines) + "\n"
+
+
+def draw(found: dict[str, list[Outcome]], path: Path) -> None:
+    """Held-out score over seconds and over forwards, each seed a thin line, their mean a thick one."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
+    for color, (preset, runs) in zip(plt.get_cmap("tab10").colors, found.items(), strict=False):  # pyright: ignore
+        for axis, name in zip(axes, ("seconds", "forwards"), strict=True):
+            across = [[getattr(point, name) for point in outcome.points] for outcome in runs]
+            up = [[point.score for point in outcome.points] for outcome in runs]
+            for x, y in zip(across, up, strict=True):
+                axis.plot(x, y, color=color, alpha=0.3, linewidth=0.8)
+            axis.plot(np.mean(across, 0), np.mean(up, 0), color=color, linewidth=2, label=preset)
+    axes[0].set(xlabel="seconds of training", ylabel="held-out judge, mean of the axes")
+    axes[1].set(xlabel="forward passes of one clip (a trained one counts three)")
+    axes[0].legend(frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""What the RL benchmarks share: run the `rlhf` stage from one parent with some keys changed, and read its log."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+AXES = ("text", "visual", "motion", "overall")
+BACKWARD = 2
+"""A backward pass costs about two forward passes, so a trained evaluation counts three."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A validation: what was spent on training until then, and the mean of all held-out axes."""
+
+    update: int
+    seconds: float
+    forwards: float
+    score: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished stage.
+
+    Attributes:
+        points: its validations, the first before any update.
+        updates: rows of its log.
+        gsb: by axis against the parent, on the test half of the battery.
+        retention: by attribute.
+        seconds: of the stage with its validations, without the closing battery.
+        alarms: sentences, with the update at which they were raised.
+    """
+
+    points: list[Point]
+    updates: list[dict[str, float]]
+    gsb: dict[str, dict[str, float]]
+    retention: dict[str, float | None]
+    seconds: float
+    alarms: list[dict[str, Any]]
+
+
+def run_stage(name: str, recipe: Path, parent: str, seed: int, runs: Path, changes: list[str]) -> Outcome:
+    """Run (or read, when it is complete) the RL stage alone from `parent`; `changes` are overrides of the recipe."""
+    folder = runs / name
+    alone = ["curate=null", "sft=null", f"model={parent}", f"seed={seed}", f"name={name}", f"runs={runs}"]
+    subprocess.run([sys.executable, "-m", "reelign.cli", "rlhf", str(recipe), *alone, *changes], check=True)
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    stage = next(stage for stage in summary["stages"] if stage["name"] == "rlhf")
+    ledger = [json.loads(line) for line in (folder / "ledger.jsonl").read_text(encoding="utf-8").splitlines()]
+    alarms = folder / "rlhf" / "alarms.json"
+    points, updates = curve(folder / "rlhf" / "metrics.jsonl")
+    return Outcome(
+        points,
+        updates,
+        stage["gsb"],
+        stage["retention"],
+        sum(row["seconds"] for row in ledger if row["phase"] in ("rlhf/train", "rlhf/validate")),
+        json.loads(alarms.read_text(encoding="utf-8"))["alarms"] if alarms.exists() else [],
+    )
+
+
+def curve(log: Path) -> tuple[list[Point], list[dict[str, float]]]:
+    """Validations of a log with what was spent before each, and its update rows."""
+    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    updates = [row for row in rows if "reward" in row]
+    points = []
+    for row in rows:
+        if "validation/mean" in row:
+            done = [update for update in updates if update["step"] <= row["step"]]
+            seconds = sum(value for update in done for key, value in update.items() if key.startswith("seconds/"))
+            points.append(Point(int(row["step"]), seconds, sum(map(forwards, done)), row["validation/mean"]))
+    return points, updates
+
+
+def forwards(update: dict[str, float]) -> float:
+    """Cost of an update in forward passes of one clip: a trained evaluation is a forward and a backward pass."""
+    return update["nfe"] + BACKWARD * update["nfe_trained"]
+
+
+def interval(values: list[float]) -> str:
+    """Mean and range over seeds; three seeds give no better interval."""
+    return f"{np.mean(values):.3f} [{min(values):.3f}, {max(values):.3f}]"
+
+
+def gsb_text(found: dict[str, float]) -> str:
+    """A GSB with its interval over prompts."""
+    return f"{found['value']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
+
+
+def write(out: Path, facts: dict[str, Any], table: str) -> None:
+    """Keep the figures as JSON with versions, and the table as Markdown."""
+    versions = {library: version(library) for library in ("torch", "diffusers", "transformers")}
+    about = {"cores": os.cpu_count(), "python": platform.python_version(), "versions": versions}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix(".json").write_text(json.dumps(about | facts, indent=1) + "\n", encoding="utf-8")
+    out.with_suffix(".md").write_text(table, encoding="utf-8")
+    sys.stdout.write(table)
