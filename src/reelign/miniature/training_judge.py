@@ -38,9 +38,13 @@ JUMP = 3.5
 """Pixels a frame: a step that differs by more from what both neighbours foretell is a jump."""
 FAINT = 0.08
 """Share of the contrast below which a pixel is ground."""
-CLEAN_UNDECIDED, HALF_UNDECIDED = 1.15, 1.5
-"""Undecided pixels of a clip, over those that its outline is due: the most that clean clips have, and how many more halve
-the score."""
+CLEAN_UNDECIDED, HALF_UNDECIDED = 1.2, 3.5
+"""Undecided pixels of a clip, over those that its outline is due: what clean clips have, and how many more halve the
+score."""
+HALF_STRANGE = 0.9
+"""Strange colours of a clip, over the undecided pixels that its outline is due, that halve the score."""
+HALF_UNREST = 9.0
+"""Mean distance in Lab of the ground from its own colour that halves the score."""
 
 
 def training_judge(frames: np.ndarray, scene: Scene, stated: Sequence[str] = ATTRIBUTES) -> Judgement:
@@ -171,30 +175,49 @@ def _turns(centres: np.ndarray) -> float:
 
 
 def _visual(seen: Outlines, colour: str, shape: str, background: str) -> dict[str, float]:
-    """Clarity of object and outline, calm of the ground, wholeness and contrast, each in [0, 1]."""
+    """Cleanness, wholeness and contrast, each in [0, 1]. Cleanness is the worst of three that noise lowers together:
+    clarity of the outline, purity of the colours and calm of the ground."""
     if not seen.found.any():
-        return dict.fromkeys(("clarity", "ground", "wholeness", "contrast"), 0.0)
+        return dict.fromkeys(("clean", "wholeness", "contrast"), 0.0)
     outside = cv2.dilate((seen.distance > 0.25 * seen.contrast).transpose(1, 2, 0).astype(np.uint8), np.ones((3, 3)))
     apart = outside.reshape(SIDE, SIDE, -1).transpose(2, 0, 1) == 0
     unrest = float(np.mean(seen.distance[apart])) if apart.any() else seen.contrast
     _, _, shown, undecided = _prototypes(_size(seen))
     due = _full_contrast(colour, background) * shown[shape]
+    blurred = max(0.0, _undecided(seen) / undecided[shape] - CLEAN_UNDECIDED)
+    strange = _strange(seen) / undecided[shape]
     return {
-        "clarity": falloff(max(0.0, _undecided(seen) / undecided[shape] - CLEAN_UNDECIDED), HALF_UNDECIDED),
-        "ground": falloff(unrest, 9.0),
+        "clean": 1 / (1 + max(blurred / HALF_UNDECIDED, strange / HALF_STRANGE, unrest / HALF_UNREST)),
         "wholeness": 1 - float(np.mean(seen.fragments)),
         "contrast": falloff(max(0.0, 1 - seen.contrast / due), 0.35),
     }
 
 
 def _undecided(seen: Outlines) -> float:
-    """How many pixels of a frame are neither ground nor object: few around a sharp outline, many in a blurred, mottled or
-    noisy picture. Each counts `4 c (1 - c)` where c is its share of its frame's contrast."""
-    body = np.where(seen.distance > 0.5 * seen.contrast, seen.distance, np.nan)
-    lost = np.isnan(body).all((1, 2))
-    body[lost] = seen.contrast
-    share = np.clip(seen.distance / np.nanmedian(body, axis=(1, 2))[:, None, None], 0.0, 1.0)
-    return float(np.mean(np.sum(np.where(share < FAINT, 0.0, 4 * share * (1 - share)), axis=(1, 2))))
+    """How many pixels of a frame are neither ground nor object: few around a sharp outline, many in a blurred, mottled
+    or noisy picture. Each counts `|4 c (1 - c)|` where c is its distance from the ground over the body's."""
+    body = np.linalg.norm(_bodies(seen), axis=1)
+    share = seen.distance / body[:, None, None]
+    return float(np.mean(np.sum(np.where(share < FAINT, 0.0, np.abs(4 * share * (1 - share))), axis=(1, 2))))
+
+
+def _strange(seen: Outlines) -> float:
+    """How much of a frame is of neither colour nor a mixture of both: the sum over pixels of the distance in Lab from
+    the line through ground and body, over the distance of these two."""
+    bodies = _bodies(seen)
+    body = np.linalg.norm(bodies, axis=1)
+    apart = seen.lab - seen.ground[:, None, None, :]
+    along = np.einsum("thwc,tc->thw", apart, bodies / body[:, None])
+    off = np.sqrt(np.maximum(np.sum(apart**2, axis=3) - along**2, 0.0))
+    return float(np.mean(np.sum(off / body[:, None, None], axis=(1, 2))))
+
+
+def _bodies(seen: Outlines) -> np.ndarray:
+    """Colour of the object minus that of its ground in each frame, (T, 3) in Lab; the clip's own where none is seen."""
+    apart = seen.lab - seen.ground[:, None, None, :]
+    inside = seen.distance > 0.5 * seen.contrast
+    whole = np.median(apart[inside], axis=0)
+    return np.stack([np.median(a[i], axis=0) if i.any() else whole for a, i in zip(apart, inside, strict=True)])
 
 
 def _movement(seen: Outlines, scene: Scene) -> dict[str, float]:
