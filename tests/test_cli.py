@@ -42,7 +42,22 @@ def message(done: subprocess.CompletedProcess[str], status: int = 1) -> str:
 @pytest.mark.parametrize(
     ("verb", "words"),
     [
-        ("", ["Usage:", "run", "sft", "curate", "generate", "evaluate", "report", "doctor", "export", "miniature"]),
+        (
+            "",
+            [
+                "Usage:",
+                "run",
+                "sft",
+                "curate",
+                "generate",
+                "evaluate",
+                "report",
+                "doctor",
+                "export",
+                "miniature",
+                "reward",
+            ],
+        ),
         ("run", ["Run all stages of a recipe", "sft.steps=200"]),
         ("sft", ["supervised fine-tuning only", "sft.steps=200"]),
         ("curate", ["Turn real footage into a dataset", "--out", "--set"]),
@@ -51,6 +66,7 @@ def message(done: subprocess.CompletedProcess[str], status: int = 1) -> str:
         ("report", ["summary.json of a run"]),
         ("doctor", ["before the hours are spent"]),
         ("export", ["as a plain diffusers folder", "--out", "--no-merge"]),
+        ("reward serve", ["Serve a reward of a recipe", "--token-variable", "--port"]),
         ("miniature", ["train", "check"]),
         ("miniature train", ["--out", "--parts"]),
         ("miniature check", ["--capacity", "--sft", "--count"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,8 @@ app = typer.Typer(
 )
 miniature_app = typer.Typer(no_args_is_help=True, help="The small real model that ships with the package.")
 app.add_typer(miniature_app, name="miniature")
+reward_app = typer.Typer(no_args_is_help=True, help="Rewards as services.")
+app.add_typer(reward_app, name="reward")
 console = Console()
 errors = Console(stderr=True)
 
@@ -191,6 +194,41 @@ def export(
 
     quiet_libraries()
     console.print(f"wrote [bold]{export_model(model, out, merge)}[/]")
+
+
+@reward_app.command("serve")
+def reward_serve(
+    recipe: RecipePath,
+    reward: Annotated[str, typer.Option(help="Which of `rlhf.rewards`: its number from 0, or its name.")] = "0",
+    host: Annotated[str, typer.Option(help="Interface to serve at; all but this machine's own need a token.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to serve at.")] = 8801,
+    token_variable: Annotated[str, typer.Option(help="Environment variable that holds the token.")] = (
+        "REELIGN_REWARD_TOKEN"
+    ),
+    limit: Annotated[int, typer.Option(min=1, help="Most MiB of a request.")] = 512,
+    overrides: Overrides = None,
+) -> None:
+    """Serve a reward of a recipe to `kind: remote` until interrupted."""
+    from reelign.recipe import load_recipe
+    from reelign.rewards.recipe import pick_entry
+    from reelign.rewards.serve import serve_reward
+
+    quiet_libraries()
+    loaded = load_recipe(recipe, overrides or [])
+    if loaded.rlhf is None:
+        raise ReelignError(f"{recipe} has no `rlhf:` stage, and so no reward.")
+    entry = pick_entry(loaded.rlhf.rewards, reward)
+    at = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    serve_reward(
+        entry.build,
+        host,
+        port,
+        os.environ.get(token_variable, "").strip(),
+        limit * 2**20,
+        lambda name: console.print(f"serving [bold]{escape(name)}[/] at {escape(at)}", highlight=False),
+    )
 
 
 @miniature_app.command("train")

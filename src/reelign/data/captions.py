@@ -6,24 +6,20 @@ the media with a column for the file and one for the words; `prompts.txt` + `vid
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import json
-import os
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from reelign.data.endpoint import ChatEndpoint, EndpointError, chat, picture_part, text_part
 from reelign.errors import ReelignError
 
 FILE_COLUMNS = ("video", "file_name", "path", "video_path", "file", "filename")
@@ -31,18 +27,13 @@ TEXT_COLUMNS = ("prompt", "caption", "text", "cap")
 TABLES = {".csv", ".tsv", ".jsonl", ".json", ".parquet"}
 
 
-class CaptionEndpoint(BaseModel):
+class CaptionEndpoint(ChatEndpoint):
     """An OpenAI-compatible vision model that captions what has no words."""
 
-    model_config = ConfigDict(extra="forbid")
-    url: str = Field(description="Base address, for example http://localhost:8000/v1.")
-    model: str = Field(description="Name of the model at that address.")
-    api_key_variable: str = Field(default="OPENAI_API_KEY", description="Environment variable that holds the key.")
     prompt: str = Field(
         default="Describe this video in one or two sentences: the subject, what it does, the setting, the camera.",
         description="What is asked along with four frames.",
     )
-    seconds: float = Field(default=60, gt=0, description="Time limit of one request.")
 
 
 @dataclass
@@ -206,30 +197,11 @@ def ask_endpoint(endpoint: CaptionEndpoint, frames: np.ndarray) -> str:
         ReelignError: the endpoint did not answer with words, after three tries.
     """
     chosen = frames[np.linspace(0, len(frames) - 1, 4).astype(int)]
-    pictures = [
-        {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{_jpeg(frame)}"}} for frame in chosen
-    ]
-    content = [{"type": "text", "text": endpoint.prompt}, *pictures]
-    body = json.dumps({"model": endpoint.model, "messages": [{"role": "user", "content": content}], "temperature": 0})
-    key = os.environ.get(endpoint.api_key_variable, "")
-    request = urllib.request.Request(
-        endpoint.url.rstrip("/") + "/chat/completions",
-        body.encode(),
-        {"Content-Type": "application/json", "Authorization": f"Bearer {key}"},
-    )
+    content = [text_part(endpoint.prompt), *map(picture_part, chosen)]
     problem = ""
     for _ in range(3):
         try:
-            with urllib.request.urlopen(request, timeout=endpoint.seconds) as answer:
-                words = json.load(answer)["choices"][0]["message"]["content"]
-            if isinstance(words, str) and words.strip():
-                return " ".join(words.split())
-            problem = "the answer holds no words"
-        except (urllib.error.URLError, OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            return " ".join(chat(endpoint, content).split())
+        except EndpointError as error:
             problem = str(error)
     raise ReelignError(f"the caption endpoint {endpoint.url} failed three times: {problem}")
-
-
-def _jpeg(frame: np.ndarray) -> str:
-    _, data = cv2.imencode(".jpg", np.ascontiguousarray(frame[..., ::-1]))
-    return base64.b64encode(data.tobytes()).decode()

@@ -5,18 +5,22 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from reelign.data.clip import Clip
+from reelign.data.endpoint import ChatEndpoint
 from reelign.errors import ReelignError
 from reelign.rewards.base import Needs, Range, Reward, RewardSet, Weighted
 from reelign.rewards.miniature import MiniatureReward
 from reelign.rewards.pixels import Pixels
+from reelign.rewards.remote import Remote
+from reelign.rewards.vlm import Vlm
 
 Weights = dict[str, float]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class MiniatureEntry(BaseModel):
@@ -91,6 +95,71 @@ class HPSv3Entry(BaseModel):
         return HPSv3(self.path, self.base, self.frames, self.aggregate, self.batch)
 
 
+class VlmEntry(ChatEndpoint):
+    """A vision-language model behind an OpenAI-compatible endpoint that answers with scores."""
+
+    kind: Literal["vlm"]
+    name: str = Field(default="vlm", description="How logs call it.")
+    dimensions: dict[str, tuple[Finite, Finite]] = Field(min_length=1, description="Its scores with their ranges.")
+    rubric: dict[str, str] = Field(default={}, description="A sentence on what a dimension means, where it needs one.")
+    weights: Weights = Field(description="Weight of each dimension that is learned.")
+    compare: Literal["none", "pairwise"] = Field(
+        default="none", description="none: each clip alone; pairwise: win shares among the clips of a prompt."
+    )
+    opponents: int = Field(default=4, ge=2, multiple_of=2, description="Clips that each one meets, pairwise.")
+    frames: int = Field(default=8, ge=1, description="Frames of a clip that it sees, evenly spread.")
+    side: int | None = Field(default=None, ge=8, description="Shorter side in pixels that it sees.")
+    concurrency: int = Field(default=8, ge=1, description="Requests at a time.")
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        if unknown := sorted(self.rubric.keys() - self.dimensions.keys()):
+            raise ValueError(f"rubric.{unknown[0]} explains no dimension; they are {', '.join(self.dimensions)}")
+        for name, ends in self.dimensions.items():
+            if ends[0] >= ends[1]:
+                raise ValueError(f"dimensions.{name}: the range {list(ends)} is empty")
+            if self.compare == "pairwise" and ends != (0.0, 1.0):
+                raise ValueError(f"dimensions.{name}: with compare=pairwise the scores are win shares, [0, 1]")
+        return self
+
+    def build(self) -> Reward:
+        """The reward."""
+        return Vlm(
+            self.name,
+            self,
+            {name: Range(*ends) for name, ends in self.dimensions.items()},
+            self.rubric,
+            Needs(frames=self.frames, side=self.side),
+            self.compare,
+            self.opponents,
+            self.concurrency,
+        )
+
+
+class RemoteEntry(BaseModel):
+    """A reward behind `reelign reward serve`."""
+
+    model_config = ConfigDict(extra="forbid")
+    kind: Literal["remote"]
+    url: str = Field(pattern="^https?://", description="Its address, for example http://localhost:8801.")
+    name: str | None = Field(default=None, description="How logs call it; as the service calls its reward if empty.")
+    weights: Weights = Field(description="Weight of each dimension that is learned.")
+    token_variable: str = Field(
+        default="REELIGN_REWARD_TOKEN", description="Environment variable that holds the token, if there is one."
+    )
+    batch: int = Field(default=8, ge=1, description="Clips in one request.")
+    seconds: float = Field(default=300, gt=0, description="Time limit of one request.")
+    patience: float = Field(default=120, ge=0, description="Seconds that the service may take to come up or back.")
+
+    def build(self) -> Reward:
+        """The reward; it asks the service for its contract.
+
+        Raises:
+            ReelignError: there is no such service.
+        """
+        return Remote(self.url, self.name, self.token_variable, self.batch, self.seconds, self.patience)
+
+
 class FunctionEntry(BaseModel):
     """A Python function of yours: `def reward(clips: Sequence[Clip]) -> {dimension: numbers}`."""
 
@@ -135,10 +204,31 @@ def _imported(path: str) -> Callable[[Sequence[Clip]], Any]:
     return found
 
 
-AnyEntry = MiniatureEntry | PixelsEntry | VideoAlignEntry | HPSv3Entry | FunctionEntry
+AnyEntry = MiniatureEntry | PixelsEntry | VideoAlignEntry | HPSv3Entry | VlmEntry | RemoteEntry | FunctionEntry
 RewardEntry = Annotated[AnyEntry, Field(discriminator="kind")]
 
 
 def build_rewards(entries: Sequence[AnyEntry]) -> RewardSet:
     """All rewards of a recipe."""
     return RewardSet([Weighted(entry.build(), entry.weights) for entry in entries])
+
+
+def pick_entry(entries: Sequence[AnyEntry], which: str) -> AnyEntry:
+    """One entry of a recipe by its place from 0, or by its name: a function's path, else its `name`, else its kind.
+
+    Raises:
+        ReelignError: there is none, or several have that name.
+    """
+    names = [_called(entry) for entry in entries]
+    if which.isdecimal() and int(which) < len(entries):
+        return entries[int(which)]
+    if names.count(which) != 1:
+        listed = ", ".join(f"{place} ({name})" for place, name in enumerate(names))
+        raise ReelignError(f"the reward {which!r} is not one of the recipe's; name one by its number: {listed}.")
+    return entries[names.index(which)]
+
+
+def _called(entry: AnyEntry) -> str:
+    if isinstance(entry, FunctionEntry):
+        return entry.path
+    return (entry.name if isinstance(entry, VlmEntry | RemoteEntry) else None) or entry.kind
