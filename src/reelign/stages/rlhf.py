@@ -341,10 +341,15 @@ class Clock:
 
 
 def training_sampler(deployed: SampleConfig, algorithm: Algorithm) -> SampleConfig:
-    """The deployment sampler on the very same grid, but with Euler steps, which a stochastic step can replace."""
-    guidance = 1.0 if algorithm.guidance == "none" else deployed.guidance_scale
-    spacing = deployed.spacing or deployed.solver
-    return deployed.model_copy(update={"solver": "euler", "spacing": spacing, "guidance_scale": guidance})
+    """The deployment sampler on the very same grid (of fewer steps, if the algorithm says so), but with Euler steps,
+    which a stochastic step can replace."""
+    changes = {
+        "solver": "euler",
+        "spacing": deployed.spacing or deployed.solver,
+        "guidance_scale": 1.0 if algorithm.guidance == "none" else deployed.guidance_scale,
+        "steps": algorithm.rollout_steps or deployed.steps,
+    }
+    return deployed.model_copy(update=changes)
 
 
 def described(scores: dict[str, Tensor], advantages: Advantages, weights: dict[str, float]) -> dict[str, float]:
