@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from reelign.data.prompts import read_prompts
+from reelign.data.prompts import listed_texts, read_prompts
 from reelign.errors import ReelignError
 
 TWO = ["a red circle", "a blue square, at night"]
@@ -38,6 +38,13 @@ def test_a_name_follows_from_the_words_alone(tmp_path):
     first, second = read_prompts(tmp_path / "a.txt"), read_prompts(tmp_path / "b.txt")
     assert first[1] == second[1]
     assert len({prompt.id for prompt in first + second}) == 3
+
+
+def test_what_is_dropped_can_still_be_counted(tmp_path):
+    long = "word " * 2000
+    (tmp_path / "p.txt").write_text(f"🎈 über\n\n🎈  über \n{long}\n", encoding="utf-8")
+    assert listed_texts(tmp_path / "p.txt") == ["🎈 über", "", "🎈 über", long.strip()]
+    assert [prompt.text for prompt in read_prompts(tmp_path / "p.txt")] == ["🎈 über", long.strip()]
 
 
 def test_a_line_separator_inside_a_json_line_does_not_cut_it(tmp_path):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from reelign.errors import ReelignError
 from reelign.stages.algorithm import PRESETS, Algorithm
 
 KEYS = [(0, position) for position in range(40)]
@@ -47,6 +48,22 @@ def test_the_last_transition_is_never_stochastic_and_there_is_always_one(name, g
             found = algorithm.stochastic_steps(grid, update, KEYS)
             assert not found[:, -1].any()
             assert found.any(1).all()
+
+
+@pytest.mark.parametrize("name", ["reelign", "flow-grpo", "mix-grpo"])
+def test_a_grid_of_one_step_is_refused_and_of_two_trains_the_first(name):
+    algorithm = Algorithm.model_validate({"preset": name})
+    with pytest.raises(ReelignError, match=r"a grid of 1 has none\. Raise sampler\.steps"):
+        algorithm.stochastic_steps(1, 0, KEYS)
+    assert algorithm.candidates(2) == range(1)
+    assert steps(algorithm.stochastic_steps(2, 0, KEYS)) == [0]
+    assert steps(algorithm.stochastic_steps(3, 0, KEYS)) == ([0, 1] if name == "flow-grpo" else [0])
+
+
+def test_a_method_without_stochastic_steps_takes_any_grid():
+    nft = Algorithm.model_validate({"preset": "diffusion-nft"})
+    assert not nft.candidates(20)
+    assert nft.stochastic_steps(1, 0, KEYS).shape == (len(KEYS), 1)
 
 
 def test_the_window_moves_and_comes_round():

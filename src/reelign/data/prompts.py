@@ -31,21 +31,29 @@ def read_prompts(path: Path) -> list[ListedPrompt]:
     Raises:
         ReelignError: no file, no readable text, no column with prompts or nothing in it.
     """
+    prompts = {
+        text: ListedPrompt(hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:12], text)
+        for text in listed_texts(path)
+        if text
+    }
+    if not prompts:
+        raise ReelignError(f"{path} holds no prompt.")
+    return list(prompts.values())
+
+
+def listed_texts(path: Path) -> list[str]:
+    """All texts of a list in their order, with single spaces: the empty ones and the repeats too.
+
+    Raises:
+        ReelignError: no file, no readable text or no column with prompts.
+    """
     try:
         content = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise ReelignError(f"cannot read the prompt list {path}: {error}") from error
     except UnicodeDecodeError as error:
         raise ReelignError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
-    texts = [" ".join(text.split()) for text in _texts(path, content)]
-    prompts = {
-        text: ListedPrompt(hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:12], text)
-        for text in texts
-        if text
-    }
-    if not prompts:
-        raise ReelignError(f"{path} holds no prompt.")
-    return list(prompts.values())
+    return [" ".join(text.split()) for text in _texts(path, content)]
 
 
 def _texts(path: Path, content: str) -> Iterable[str]:

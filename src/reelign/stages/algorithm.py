@@ -22,6 +22,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+from reelign.errors import ReelignError
 from reelign.flow.policy import Denominator
 from reelign.flow.step import LawName, NoiseLaw
 from reelign.sampling.noise import generator
@@ -48,6 +49,11 @@ class Algorithm(BaseModel):
     law: LawName = Field(default="flow", description="How much noise a stochastic step adds.")
     noise_level: float = Field(default=0.7, gt=0, description="Level of the law: a, eta or tau.")
     steps: Literal["one", "window", "all"] = Field(default="one", description="Which transitions are stochastic.")
+    rollout_steps: int | None = Field(
+        default=None,
+        ge=2,
+        description="Transitions of a rollout, if fewer than in deployment (arXiv 2505.05470, section 4.3).",
+    )
     first: float = Field(default=0.0, ge=0, lt=1, description="Share of the grid before the steps that may be trained.")
     last: float = Field(default=0.5, gt=0, le=1, description="Share of the grid at which they end ('one', 'window').")
     window: int = Field(default=4, ge=1, description="Steps in the moving window.")
@@ -95,26 +101,47 @@ class Algorithm(BaseModel):
         """Whether the clips of a group share everything up to their stochastic step."""
         return self.objective == "grpo" and self.steps == "one" and self.iso_temporal and self.shared_noise
 
+    def candidates(self, steps: int) -> range:
+        """Transitions of a grid that may be stochastic: never the last, which ends at data; of two steps the first.
+
+        Raises:
+            ReelignError: the grid has one step, which is its last.
+        """
+        if self.objective == "nft":
+            return range(0)
+        if steps < 2:
+            raise ReelignError(
+                f"a policy gradient needs a step that can be stochastic, and the last of a grid cannot: a grid of "
+                f"{steps} has none. Raise sampler.steps (or rlhf.algorithm.rollout_steps) to 2 or more, or set "
+                "rlhf.algorithm.preset=diffusion-nft."
+            )
+        low = min(int(self.first * steps), steps - 2)
+        high = min(max(int(self.last * steps), low + 1), steps - 1)
+        return range(steps - 1) if self.steps == "all" else range(low, high)
+
     def stochastic_steps(self, steps: int, update: int, keys: Sequence[tuple[int | str, ...]]) -> Tensor:
-        """Which transitions of each row are stochastic, bool (len(keys), steps); never the last.
+        """Which transitions of each row are stochastic, bool (len(keys), steps), see `candidates`.
 
         Args:
             steps: of the grid.
             update: updates done; moves the window.
             keys: one a row; rows with equal keys draw equal steps.
+
+        Raises:
+            ReelignError: see `candidates`.
         """
         chosen = torch.zeros(len(keys), steps, dtype=torch.bool)
-        if self.objective == "nft":
+        may = self.candidates(steps)
+        if not may:
             return chosen
-        low = min(int(self.first * steps), steps - 2)
-        high = min(max(int(self.last * steps), low + 1), steps - 1)
         if self.steps == "all":
-            chosen[:, : steps - 1] = True
+            chosen[:, may.start : may.stop] = True
         elif self.steps == "window":
-            width = min(self.window, high - low)
-            start = low + (update // self.window_stays) % (high - low - width + 1)
+            width = min(self.window, len(may))
+            start = may.start + (update // self.window_stays) % (len(may) - width + 1)
             chosen[:, start : start + width] = True
         else:
             for row, key in enumerate(keys):
-                chosen[row, int(torch.randint(low, high, (1,), generator=generator("trained step", *key)))] = True
+                drawn = torch.randint(may.start, may.stop, (1,), generator=generator("trained step", *key))
+                chosen[row, int(drawn)] = True
         return chosen

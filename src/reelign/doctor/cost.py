@@ -1,0 +1,103 @@
+"""What a run with reinforcement learning costs in network evaluations, counted from its recipe before it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from reelign.doctor.memory import parameters, tokens
+from reelign.models.base import VideoModel
+from reelign.recipe import Recipe
+from reelign.sampling.sample import SampleConfig
+from reelign.stages.rlhf import RlhfConfig, training_sampler
+
+COUNTED = 20_000
+"""Clips whose stochastic steps are drawn; a longer run is as its beginning."""
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """Network evaluations of all ranks together, if the stage neither stops early nor drops a group.
+
+    Attributes:
+        rollout: forwards that sample the clips that are learned from.
+        replay: forwards with a backward pass.
+        judged: forwards that sample the clips of validations and batteries.
+    """
+
+    rollout: int
+    replay: int
+    judged: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.rollout + self.replay + self.judged
+
+
+def count(recipe: Recipe, config: RlhfConfig, ranks: int) -> Evaluations:
+    """The evaluations of a whole run, without those of supervised fine-tuning: exact up to `COUNTED` clips.
+
+    Raises:
+        ReelignError: no step of the grid can be stochastic.
+    """
+    share, every = config.prompts_per_update // ranks, config.prompts_per_update
+    updates = max(1, min(config.updates, COUNTED // (every * config.group_size)))
+    parts = [
+        _rank(recipe, config, update, range(first, first + share))
+        for update in range(updates)
+        for first in range(update * every, (update + 1) * every, share)
+    ]
+    battery, stages = recipe.battery, 1 + (recipe.sft is not None) + 1
+    validations = 1 + -(-config.updates // config.validate_every)
+    clips = validations * battery.validation_count + stages * battery.count
+    return Evaluations(
+        rollout=sum(rollout for rollout, _ in parts) * config.updates // updates,
+        replay=sum(replay for _, replay in parts) * config.updates // updates,
+        judged=clips * int((1 + _guided(recipe.sampler).long()).sum()),
+    )
+
+
+def operations(recipe: Recipe, model: VideoModel) -> float:
+    """Floating-point operations of one network evaluation: matrix products of all weights, and attention."""
+    seen, networks = tokens(recipe, model), model.denoisers().values()
+    config = next(iter(networks)).config
+    width = config.num_attention_heads * config.attention_head_dim
+    weights = parameters(model) / len(networks)
+    return 2.0 * weights * seen + 4.0 * seen**2 * width * config.num_layers
+
+
+def _rank(recipe: Recipe, config: RlhfConfig, update: int, positions: range) -> tuple[int, int]:
+    """Rollout and replay of one rank in one update; its rows are those of `Trainer.chunks`."""
+    algorithm, group = config.algorithm, config.group_size
+    branches = group if algorithm.branches else 1
+    rows = [(position, clip) for position in positions for clip in range(group // branches)]
+    keys = [(recipe.seed, position, *([] if algorithm.iso_temporal else [clip])) for position, clip in rows]
+    sampler = training_sampler(recipe.sampler, algorithm)
+    steps = algorithm.stochastic_steps(sampler.steps, update, keys)
+    parts = steps.split(max(1, config.micro_batch // branches))
+    rollout = sum(_sampled(part, branches, sampler, algorithm.guidance == "both") for part in parts)
+    if algorithm.objective == "nft":
+        return rollout, len(rows)
+    learned = config.select / group if config.select is not None and branches == 1 else 1.0
+    guided = algorithm.guidance == "both" and sampler.guidance_scale != 1
+    return rollout, round(int(steps.sum()) * learned) * (2 if guided else 1)
+
+
+def _sampled(steps: Tensor, branches: int, sampler: SampleConfig, guided_steps: bool) -> int:
+    """Evaluations of rows that are sampled together, as `sample` makes them; `steps` is bool (rows, steps)."""
+    before = steps.cumsum(1) - steps.long()
+    rows = torch.where(before > 0, branches, 1).sum(0)
+    guided = _guided(sampler)
+    if not guided_steps:
+        guided = guided & ~steps.all(0)
+    return int((rows * (1 + guided.long())).sum())
+
+
+def _guided(sampler: SampleConfig) -> Tensor:
+    """Which steps of a grid are guided, bool (steps,)."""
+    low, high = sampler.guidance_interval
+    levels = sampler.grid[:-1].float()
+    return (levels >= low) & (levels <= high) & (sampler.guidance_scale != 1)

@@ -1,0 +1,189 @@
+"""What a run needs of memory and disk: weights, training state, activations by a rule of thumb for each token."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+
+from reelign.errors import ReelignError
+from reelign.models.adapter import Coverage, attach_lora
+from reelign.models.base import VideoModel
+from reelign.recipe import Recipe
+from reelign.stages.rlhf import RlhfConfig, training_sampler
+from reelign.stages.sft import SftConfig
+from reelign.stages.trainee import TraineeConfig
+
+GIB = 2**30
+LIVE_VALUES = 34
+"""Values of the width that a block holds for each token while it computes."""
+DECODER_FRAMES, DECODER_VALUES, DECODER_WIDTH = 4, 6, 96
+"""Wan's autoencoder decodes clip by clip, four frames at a time; its last block holds about six values of its width a
+pixel."""
+
+
+def planned_ranks() -> int:
+    """The ranks that torchrun started, or would start."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def free_memory() -> int:
+    """Bytes that are free on the device."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def parameters(model: VideoModel) -> int:
+    """Weights of all denoisers."""
+    return sum(p.numel() for network in model.denoisers().values() for p in network.parameters())
+
+
+def tokens(recipe: Recipe, model: VideoModel) -> int:
+    """Of a clip, as the denoiser sees it."""
+    battery = recipe.battery
+    _, frames, height, width = model.latent_shape(battery.frames, battery.height, battery.width)
+    return frames * height * width // 4
+
+
+@contextmanager
+def adapted(model: VideoModel, config: TraineeConfig) -> Iterator[Coverage]:
+    """Within this context the model carries the adapters of a stage; afterwards it is as it was."""
+    coverage = attach_lora(model, config.lora)
+    try:
+        yield coverage
+    finally:
+        cast(Any, model.pipeline).unload_lora_weights()
+
+
+def trained_parameters(model: VideoModel, config: TraineeConfig) -> int:
+    """Weights that a stage trains."""
+    if config.method == "full":
+        return parameters(model)
+    with adapted(model, config):
+        networks = model.denoisers().values()
+        return sum(p.numel() for net in networks for name, p in net.named_parameters() if ".lora_" in name)
+
+
+def sft_memory(recipe: Recipe, config: SftConfig, model: VideoModel) -> str:
+    """Weights, training state and the activations of one batch."""
+    ranks, width = planned_ranks(), _width(recipe)
+    weights = parameters(model) * width / ranks
+    states = _state_bytes(model, config, width) / ranks
+    batch = tokens(recipe, model) * config.batch_size // (ranks * config.accumulate)
+    activations = batch * _activation_bytes(model, width, config.gradient_checkpointing)
+    need, have = weights + states + activations, free_memory()
+    sentence = (
+        f"about {need / GIB:.1f} GiB a rank: {weights / GIB:.1f} weights, {states / GIB:.1f} "
+        f"training state, {activations / GIB:.1f} activations; {have / GIB:.1f} GiB free."
+    )
+    if need > have:
+        raise ReelignError(
+            f"{sentence} Lower sft.batch_size or raise sft.accumulate, turn on sft.gradient_checkpointing, use "
+            "sft.method=lora or more ranks."
+        )
+    return sentence
+
+
+def rlhf_memory(recipe: Recipe, config: RlhfConfig, model: VideoModel) -> str:
+    """Weights, training state, what an update stores, and the larger of rollout and update."""
+    ranks, width, algorithm = planned_ranks(), _width(recipe), config.algorithm
+    weights = parameters(model) * width / ranks + _frozen_bytes(model) * (2 if algorithm.kl else 1)
+    weights += parameters(model) * width if algorithm.kl else 0  # the reference is not sharded
+    states = _state_bytes(model, config, width) / ranks
+    branches = config.group_size if algorithm.branches else 1
+    rows = config.prompts_per_update * config.group_size // (ranks * branches)
+    rows = min(rows, max(1, config.micro_batch // branches))
+    clips = rows * branches
+    rollout = max(clips * tokens(recipe, model) * _block_bytes(model, width), _decode_bytes(recipe, model, clips))
+    guided = recipe.sampler.guidance_scale != 1 and algorithm.guidance == "both" and algorithm.objective == "grpo"
+    learned = rows * tokens(recipe, model) * (2 if guided else 1)
+    update = learned * _activation_bytes(model, width, config.gradient_checkpointing)
+    stored = _stored_bytes(recipe, config, model) / ranks
+    need, have = weights + states + stored + max(rollout, update), free_memory()
+    sentence = (
+        f"about {need / GIB:.1f} GiB a rank: {weights / GIB:.1f} weights with text encoder and autoencoder, "
+        f"{states / GIB:.1f} training state, {stored / GIB:.1f} stored steps, and then {rollout / GIB:.1f} to sample "
+        f"and decode {clips} clips or {update / GIB:.1f} to learn from {rows} rows, besides what the rewards load. "
+        f"{have / GIB:.1f} GiB free."
+    )
+    if need > have:
+        turn = "" if config.gradient_checkpointing else "turn on rlhf.gradient_checkpointing, "
+        fewer = "" if algorithm.steps == "one" else "rlhf.algorithm.steps=one, "
+        raise ReelignError(f"{sentence} Lower rlhf.micro_batch, {turn}{fewer}use rlhf.method=lora or more ranks.")
+    return sentence
+
+
+def disk(recipe: Recipe, model: VideoModel | None) -> str:
+    """Three checkpoints of each training stage and its artifact; a stage whose adapters match nothing has none."""
+    place = recipe.runs
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    stages = [config for config in (recipe.sft, recipe.rlhf) if config is not None]
+    need = GIB // 4
+    if model is not None:
+        need += max(1, len(stages)) * parameters(model) * 4
+        need += sum(3 * trained_parameters(model, config) * 20 for config in stages if _matches(model, config))
+    sentence = f"about {need / GIB:.1f} GiB needed in {place}, {free / GIB:.1f} GiB free."
+    if need > free:
+        raise ReelignError(f"{sentence} Free some space or set runs=/another/disk.")
+    return sentence
+
+
+def _matches(model: VideoModel, config: TraineeConfig) -> bool:
+    try:
+        return trained_parameters(model, config) > 0
+    except ReelignError:
+        return False
+
+
+def _width(recipe: Recipe) -> int:
+    return 2 if recipe.dtype == "bfloat16" else 4
+
+
+def _state_bytes(model: VideoModel, config: TraineeConfig, width: int) -> int:
+    """Gradients, two moments and the average in float32, and masters under weights of lower precision."""
+    return trained_parameters(model, config) * (4 + 4 + 4 + 4 + (4 if width == 2 else 0))
+
+
+def _frozen_bytes(model: VideoModel) -> int:
+    """Text encoder and autoencoder, whole on every rank."""
+    pipeline = cast(Any, model.pipeline)
+    networks = (pipeline.text_encoder, pipeline.vae)
+    return sum(p.numel() * p.element_size() for network in networks for p in network.parameters())
+
+
+def _block_bytes(model: VideoModel, width: int) -> float:
+    """Bytes a token holds while one block computes."""
+    config = next(iter(model.denoisers().values())).config
+    return float(config.num_attention_heads * config.attention_head_dim * width * LIVE_VALUES)
+
+
+def _activation_bytes(model: VideoModel, width: int, checkpointing: bool) -> float:
+    """Bytes a token keeps for the backward pass: all that a block holds, or with checkpointing one value a block."""
+    blocks, block = next(iter(model.denoisers().values())).config.num_layers, _block_bytes(model, width)
+    return block + block * blocks / LIVE_VALUES if checkpointing else block * blocks
+
+
+def _decode_bytes(recipe: Recipe, model: VideoModel, clips: int) -> int:
+    """Of clips that are decoded in float32: each video twice, and the autoencoder's last block."""
+    battery, pipeline = recipe.battery, cast(Any, model.pipeline)
+    block = DECODER_FRAMES * DECODER_VALUES * getattr(pipeline.vae.config, "base_dim", DECODER_WIDTH)
+    return 4 * battery.height * battery.width * (2 * 3 * battery.frames * clips + block)
+
+
+def _stored_bytes(recipe: Recipe, config: RlhfConfig, model: VideoModel) -> float:
+    """Of an update on all ranks: the samples, and where each stochastic step began, its mean and where it went."""
+    battery, algorithm = recipe.battery, config.algorithm
+    channels, frames, height, width = model.latent_shape(battery.frames, battery.height, battery.width)
+    steps = len(algorithm.candidates(training_sampler(recipe.sampler, algorithm).steps))
+    if algorithm.steps != "all":
+        steps = min(steps, 1 if algorithm.steps == "one" else algorithm.window)
+    clips = config.prompts_per_update * config.group_size
+    begun = 1 / config.group_size if algorithm.branches else 1.0
+    return 4.0 * channels * frames * height * width * clips * (1 + steps * (2 + begun))

@@ -1,0 +1,164 @@
+"""A rehearsal of reinforcement learning: the first two groups of the run, sampled, judged and learned from for real.
+
+It is the stage's own code on the recipe's model, prompts, rewards and sampler, in a folder that is thrown away.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from reelign.data.clip import Clip
+from reelign.doctor.finding import on_all_ranks
+from reelign.errors import ReelignError
+from reelign.models.load import load_model
+from reelign.recipe import Recipe
+from reelign.rewards.recipe import build_rewards
+from reelign.stages.algorithm import Algorithm
+from reelign.stages.context import StageContext
+from reelign.stages.objectives import Told
+from reelign.stages.rlhf import RlhfConfig, Trainer
+from reelign.stages.rollout import Rollout, roll_out, to_clips
+from reelign.train.ledger import Ledger
+from reelign.train.loop import Interrupt
+from reelign.train.parallel import World, full
+
+GROUPS = 2
+"""Prompts a rank: the first of the run."""
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The clips of this rank's groups, what is needed to learn from them, and the seconds that they took."""
+
+    rollouts: list[Rollout]
+    clips: list[Clip]
+    seconds_sampling: float
+    seconds_decoding: float
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations."""
+        return sum(found.nfe for found in self.rollouts)
+
+
+@contextmanager
+def rehearsal(recipe: Recipe, config: RlhfConfig, world: World) -> Iterator[Trainer]:
+    """The stage's trainer on `GROUPS` prompts a rank; its ratios are not clipped, so that they can be looked at.
+
+    Raises:
+        ReelignError: a model, a reward or a prompt list does not load, or the device's memory is full.
+    """
+    unclipped = config.algorithm.model_copy(update={"clip_range": math.inf})
+    small = config.model_copy(update={"prompts_per_update": GROUPS * world.size, "track": [], "algorithm": unclipped})
+    with TemporaryDirectory() as folder, ThreadPoolExecutor(1, "reward") as judges:
+        context = StageContext(
+            folder=Path(folder),
+            parent=recipe.model,
+            dataset=None,
+            seed=recipe.seed,
+            dtype=recipe.dtype,
+            sampler=recipe.sampler,
+            battery=recipe.battery,
+            world=world,
+            ledger=Ledger(Path(folder) / "ledger.jsonl", enabled=False),
+            interrupt=Interrupt(),
+        )
+
+        def make() -> Trainer:
+            model = load_model(recipe.model, dtype=recipe.dtype, device=world.device)
+            return Trainer(model, build_rewards(config.rewards), judges, context, small)
+
+        try:
+            yield on_all_ranks(world, make)
+        except torch.OutOfMemoryError as error:
+            raise ReelignError(
+                f"the device's memory is full ({str(error).splitlines()[0]}). Lower rlhf.micro_batch, turn on "
+                "rlhf.gradient_checkpointing, or use rlhf.method=lora or more ranks."
+            ) from error
+
+
+def sample_groups(trainer: Trainer, algorithm: Algorithm) -> Groups:
+    """Sample and decode the groups by an algorithm, which need not be the recipe's."""
+    size, group, seed = trainer.context.battery, trainer.config.group_size, trainer.context.seed
+    before, trainer.algorithm = trainer.algorithm, algorithm
+    chunks, trainer.algorithm = trainer.chunks(), before
+    _warm_up(trainer)
+    rollouts, clips, sampling, decoding = [], [], 0.0, 0.0
+    for chunk in chunks:
+        began = _now()
+        found = roll_out(trainer.model, chunk, group, algorithm, trainer.sampler, size, 0, seed)
+        sampled = _now()
+        clips += to_clips(trainer.model, found, chunk, group, size)
+        rollouts.append(found)
+        sampling, decoding = sampling + sampled - began, decoding + _now() - sampled
+    return Groups(rollouts, clips, sampling, decoding)
+
+
+def judged(trainer: Trainer, clips: Sequence[Clip]) -> tuple[dict[str, Tensor], float]:
+    """Scores of all ranks by name, float64 (prompts, group), and the seconds that this rank's took.
+
+    Raises:
+        ReelignError: a reward failed on some rank.
+    """
+    began = _now()
+    answer = trainer.judges.submit(trainer.rewards, clips)
+    on_all_ranks(trainer.context.world, answer.result)
+    return trainer.gathered([answer]), _now() - began
+
+
+def replayed(trainer: Trainer, rollouts: Sequence[Rollout]) -> tuple[Told, float]:
+    """The backward passes of an update that praises every second clip and blames the others, and their seconds."""
+    count = sum(len(found.latents) for found in rollouts)
+    advantages, told, began = torch.ones(count), Told(), _now()
+    advantages[1::2] = -1
+    losses = trainer.nft_losses if trainer.algorithm.objective == "nft" else trainer.policy_losses
+    for loss in losses(rollouts, advantages, told):
+        (loss.sum() / count).backward()
+    return told, _now() - began
+
+
+def without_gradient(trainer: Trainer) -> list[str]:
+    """Names of the trained tensors that the backward passes left without any gradient, on all ranks together."""
+    counts = []
+    for parameter in trainer.trainee.parameters.values():
+        grad = parameter.grad
+        own = grad.to_local() if isinstance(grad, DTensor) else grad
+        counts.append(0.0 if own is None else float(own.count_nonzero()))
+    world = trainer.context.world
+    total = world.sum(torch.tensor(counts, dtype=torch.float64, device=world.device))
+    return [name for name, found in zip(trainer.trainee.parameters, total.tolist(), strict=True) if not found]
+
+
+def unequal(world: World, weights: Mapping[str, Tensor]) -> list[str]:
+    """Names of the weights that are not the same on all ranks, by their sums and sums of squares."""
+    wholes = (full(weight.detach()).double() for weight in weights.values())
+    marks = torch.stack([torch.stack([whole.sum(), whole.square().sum()]) for whole in wholes])
+    ranks = world.gather(marks[None])
+    same = (ranks == ranks[:1]).all(0).all(1).tolist()
+    return [name for name, is_same in zip(weights, same, strict=True) if not is_same]
+
+
+@torch.no_grad()
+def _warm_up(trainer: Trainer) -> None:
+    """One network evaluation: the first one is slow, and what is timed afterwards speaks for a whole run."""
+    model, size = trainer.model, trainer.context.battery
+    noise = torch.zeros(1, *model.latent_shape(size.frames, size.height, size.width), device=model.device)
+    model.velocity(noise, torch.ones(1, device=model.device), model.encode_text([""]))
+
+
+def _now() -> float:
+    """Seconds, when the device has done what it was asked."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()

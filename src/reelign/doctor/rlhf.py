@@ -1,0 +1,162 @@
+"""Checks of reinforcement learning: what can be read off the recipe, and what a rehearsal of one update shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+from reelign.data.prompts import listed_texts
+from reelign.doctor.cost import Evaluations, count, operations
+from reelign.doctor.finding import Finding, look, on_all_ranks
+from reelign.doctor.memory import planned_ranks, rlhf_memory
+from reelign.doctor.rehearsal import GROUPS, rehearsal
+from reelign.doctor.sft import lora_coverage
+from reelign.doctor.update import rehearsed
+from reelign.errors import ReelignError
+from reelign.models.base import VideoModel
+from reelign.models.wan import TEXT_LENGTH
+from reelign.recipe import Recipe
+from reelign.stages.asked import PromptList, build_prompts
+from reelign.stages.rlhf import RlhfConfig, training_sampler
+from reelign.train.parallel import World
+
+CPU_RATE, CPU_PATIENCE = 5e10, 120.0
+"""Operations a second that two cores reach, and the seconds of sampling beyond which a CPU is spared the rehearsal."""
+
+
+def examine_rlhf(recipe: Recipe, config: RlhfConfig, model: VideoModel, world: World) -> Iterator[Finding]:
+    """The findings of a recipe's `rlhf:`; every rank looks."""
+    read = [
+        look("rlhf.prompts", lambda: _prompts(config, model)),
+        look("rlhf.algorithm", lambda: _algorithm(recipe, config)),
+        look("rlhf.budget", lambda: _budget(config)),
+    ]
+    if config.method == "lora":
+        read.append(look("rlhf.lora", lambda: lora_coverage(model, config)))
+    yield from read
+    if _any_failed(read, world):
+        yield Finding("rehearsal", True, "left out until the lines above pass.")
+        return
+    memory = look("rlhf.memory", lambda: rlhf_memory(recipe, config, model))
+    yield memory
+    cost = count(recipe, config, planned_ranks())
+    needed = _seconds_on_a_cpu(recipe, config, model) if world.device.type == "cpu" else 0.0
+    if _any_failed([memory], world) or needed > CPU_PATIENCE:
+        why = f"a CPU would need about {needed / 3600:.1f} hours for it" if memory.passed else "it would not fit"
+        yield Finding("rehearsal", True, f"left out: {why}. Rewards, ratio and gradients are not looked at.")
+        yield Finding("cost", True, _cost(recipe, cost))
+        return
+    try:
+        with rehearsal(recipe, config, world) as trainer:
+            yield Finding("rehearsal", True, _who(recipe, config, world))
+            yield from rehearsed(
+                trainer, config, lambda seconds: _cost(recipe, cost, seconds.hours(cost, config, planned_ranks()))
+            )
+    except ReelignError as error:
+        yield Finding("rehearsal", False, str(error))
+
+
+def _seconds_on_a_cpu(recipe: Recipe, config: RlhfConfig, model: VideoModel) -> float:
+    """To sample the groups of a rehearsal, roughly."""
+    groups = config.model_copy(update={"updates": 1, "prompts_per_update": GROUPS})
+    return count(recipe, groups, 1).rollout * operations(recipe, model) / CPU_RATE
+
+
+def _any_failed(findings: list[Finding], world: World) -> bool:
+    """Whether one of them failed on any rank; all ranks get the same answer."""
+
+    def raise_if_failed() -> None:
+        if not all(finding.passed for finding in findings):
+            raise ReelignError("a check failed")
+
+    try:
+        on_all_ranks(world, raise_if_failed)
+    except ReelignError:
+        return True
+    return False
+
+
+def _prompts(config: RlhfConfig, model: VideoModel) -> str:
+    """How many prompts there are, what was dropped of the lists, and what the text encoder will not read."""
+    texts = []
+    for source in config.prompts:
+        listed = listed_texts(source.path) if isinstance(source, PromptList) else None
+        texts += [prompt.text for prompt in build_prompts([source])] if listed is None else listed
+    kept = [prompt.text for prompt in build_prompts(config.prompts)]
+    empty = sum(not text for text in texts)
+    said = [f"{len(kept)} prompts"]
+    if len(texts) > len(kept):
+        said.append(f"of {len(texts)} that are listed {empty} are empty and {len(texts) - empty - len(kept)} repeats")
+    tokenizer = cast(Any, model.pipeline).tokenizer
+    limit = min(TEXT_LENGTH, tokenizer.model_max_length)
+    lengths = [len(ids) for ids in tokenizer(kept, verbose=False)["input_ids"]]
+    if cut := sum(length > limit for length in lengths):
+        said.append(
+            f"{cut} are longer than the {limit} tokens that the text encoder reads (the longest has {max(lengths)}): "
+            "the rest of them is never seen, though a reward may ask for it"
+        )
+    if len(kept) < config.prompts_per_update:
+        said.append(
+            f"fewer than rlhf.prompts_per_update={config.prompts_per_update}: an update asks for some of them twice"
+        )
+    return "; ".join(said) + "."
+
+
+def _algorithm(recipe: Recipe, config: RlhfConfig) -> str:
+    """Which steps are stochastic, and by which law."""
+    algorithm, steps = config.algorithm, training_sampler(recipe.sampler, config.algorithm).steps
+    may = algorithm.candidates(steps)
+    if not may:
+        return f"{algorithm.preset}: no step is stochastic; the loss is on noised clips."
+    where = f"steps {may.start + 1} to {may.stop}" if len(may) > 1 else f"step {may.start + 1}"
+    which = {
+        "one": f"one step a {'group' if algorithm.iso_temporal else 'clip'}, drawn from {where} of {steps}",
+        "window": f"a window of {min(algorithm.window, len(may))} steps that moves over {where} of {steps}",
+        "all": f"{where} of {steps}",
+    }[algorithm.steps]
+    law = algorithm.law if algorithm.law == "linear" else f"{algorithm.law} at level {algorithm.noise_level:g}"
+    return f"{algorithm.preset} makes stochastic: {which}; the noise law is {law}."
+
+
+def _budget(config: RlhfConfig) -> str:
+    """How an update is divided over ranks and micro-batches."""
+    ranks, group = planned_ranks(), config.group_size
+    if config.prompts_per_update % ranks:
+        raise ReelignError(
+            f"rlhf.prompts_per_update={config.prompts_per_update} does not divide over {ranks} ranks: use "
+            f"{max(1, config.prompts_per_update // ranks) * ranks}."
+        )
+    share = config.prompts_per_update // ranks
+    whole = config.algorithm.branches
+    held = max(group, config.micro_batch // group * group) if whole else config.micro_batch
+    passes = -(-share * group // held)
+    sentence = f"an update is {share * group * ranks} clips: {ranks} ranks x {share} groups of {group}"
+    sentence += f", in {passes} micro-batches of at most {min(held, share * group)} clips a rank"
+    if whole and config.micro_batch < group:
+        sentence += f"; a group that branches is held whole, beyond rlhf.micro_batch={config.micro_batch}"
+    return f"{sentence}."
+
+
+def _who(recipe: Recipe, config: RlhfConfig, world: World) -> str:
+    groups = (
+        f"{GROUPS * world.size} groups of {config.group_size} clips, sampled, judged and learned from by {recipe.model}"
+    )
+    if recipe.sft is not None:
+        return f"{groups} itself: its parent in the run, the fine-tuned model, does not exist yet."
+    return f"{groups}."
+
+
+def _cost(recipe: Recipe, cost: Evaluations, hours: float | None = None) -> str:
+    """What the whole run will have cost."""
+    left_out = ", supervised fine-tuning left out" if recipe.sft is not None else ""
+    time = "" if hours is None else f" and {hours:.2g} hours here"
+    all_of_them, rollout, replay, judged = map(_rounded, (cost.total, cost.rollout, cost.replay, cost.judged))
+    return (
+        f"about {all_of_them} network evaluations{time}{left_out}: {rollout} to sample what is learned from, "
+        f"{replay} with a backward pass, {judged} for validation and batteries."
+    )
+
+
+def _rounded(number: int) -> str:
+    """To three digits."""
+    return f"{round(number, 3 - len(str(number))) if number > 999 else number:,}"
