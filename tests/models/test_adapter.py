@@ -43,6 +43,26 @@ def test_adapters_start_from_their_seed_alone(tmp_path):
     assert not any(torch.equal(started[0][name], started[2][name]) for name in started[0])
 
 
+@pytest.mark.parametrize("kind", ["2.1", "2.2-a14b"])
+def test_an_adapter_on_an_adapter_loads_as_it_was_trained(tmp_path, kind):
+    """A LoRA stage after a LoRA stage: the first adapter is merged, the second lies on top."""
+    tiny_wan(tmp_path / "wan", kind)
+    save_lora(trained(tmp_path / "wan"), tmp_path / "first", base=str(tmp_path / "wan"))
+    second = load_model(tmp_path / "first", device="cpu")
+    merge_lora(second)
+    with_first = velocities(second)
+    attach_lora(second, SETTINGS, seed=5)
+    with torch.no_grad():
+        for network in second.denoisers().values():
+            for name, parameter in network.named_parameters():
+                if "lora_B" in name:
+                    parameter.fill_(0.05)
+    save_lora(second, tmp_path / "second", base=str(tmp_path / "first"))
+    found = velocities(load_model(tmp_path / "second", device="cpu"))
+    assert not torch.allclose(found, with_first, atol=1e-3)
+    torch.testing.assert_close(found, velocities(second), atol=1e-5, rtol=1e-5)
+
+
 def test_every_targeted_module_is_named(tmp_path):
     model = load_model(tiny_wan(tmp_path / "wan", "2.2-a14b"), device="cpu")
     coverage = attach_lora(model, SETTINGS)

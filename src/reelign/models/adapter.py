@@ -155,7 +155,9 @@ def _place(folder: Path, part: str) -> Path:
 
 
 def merge_lora(model: VideoModel) -> None:
-    """Fold the adapters into the weights and remove them."""
+    """Fold the adapters, if there are any, into the weights and remove them."""
+    if not any(hasattr(network, "peft_config") for network in model.denoisers().values()):
+        return
     with torch.no_grad():
         model.pipeline.fuse_lora(components=list(model.denoisers()))
         model.pipeline.unload_lora_weights()

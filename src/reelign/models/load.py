@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from safetensors import SafetensorError, safe_open
 
 from reelign.errors import ReelignError
-from reelign.models.adapter import load_lora
+from reelign.models.adapter import load_lora, merge_lora
 from reelign.models.base import CARD, NativeSize, VideoModel
 from reelign.models.codec import BlockCodec
 from reelign.models.wan import WanModel
@@ -25,7 +25,8 @@ AUTOENCODERS = (BlockCodec,)
 
 
 def load_model(name: str | Path, dtype: str = "float32", device: torch.device | str | None = None) -> VideoModel:
-    """Load a model; a LoRA artifact loads its base first and the adapter on top.
+    """Load a model; a LoRA artifact loads its base first and the adapter on top. A base that is a LoRA artifact itself
+    is merged: a model carries one adapter at most.
 
     Args:
         name: 'miniature', an artifact of a run (its folder, or the stage folder that holds `model/`), a diffusers
@@ -40,6 +41,7 @@ def load_model(name: str | Path, dtype: str = "float32", device: torch.device | 
     folder = model_folder(str(name))
     if folder is not None and (folder / "pytorch_lora_weights.safetensors").exists():
         model = load_model(_card(folder, "base"), dtype, place)
+        merge_lora(model)
         load_lora(model, folder)
         return model
     if folder is not None:

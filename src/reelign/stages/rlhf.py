@@ -94,6 +94,7 @@ class Trainer:
             )
         self.prompts = build_prompts(config.prompts)
         self.sampler = training_sampler(context.sampler, self.algorithm)
+        self.algorithm.candidates(self.sampler.steps)  # a grid too short for it is refused before anything is sampled
         self.replayed = self.sampler
         if self.algorithm.guidance == "rollout":
             self.replayed = self.sampler.model_copy(update={"guidance_scale": 1.0})

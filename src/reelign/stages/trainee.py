@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from reelign.errors import ReelignError
-from reelign.models.adapter import LoraSettings, attach_lora, save_lora
+from reelign.models.adapter import LoraSettings, attach_lora, merge_lora, save_lora
 from reelign.models.base import VideoModel
 from reelign.models.load import load_model
 from reelign.stages.context import StageContext
@@ -80,7 +80,11 @@ class Trainee:
 
 
 def choose_trained(model: VideoModel, config: TraineeConfig, seed: int) -> None:
-    """Choose what learns: adapters, which start from `seed`, or every weight of the denoisers."""
+    """Choose what learns: adapters, which start from `seed`, or every weight of the denoisers.
+
+    Adapters that the parent brings become part of its weights.
+    """
+    merge_lora(model)
     for network in model.denoisers().values():
         network.requires_grad_(config.method == "full")
         network.train()
