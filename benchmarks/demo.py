@@ -1,4 +1,4 @@
-"""`make demo` for several seeds: what SFT gains on the miniature, with intervals, retention and cost.
+"""`make demo` for several seeds: what each stage gains over its parent, with intervals, retention and cost.
 
     python benchmarks/demo.py --seeds 0 1 2 --out benchmarks/results/demo
 
@@ -42,36 +42,38 @@ def main() -> None:
 
 
 def measure(recipe: Path, seed: int, runs: Path) -> dict:
-    """One run of the recipe: the SFT stage of its summary, and the cost of all stages."""
+    """One run of the recipe: its stages as the summary has them, and the cost of the whole run."""
     name = f"benchmark-seed-{seed}"
     command = [sys.executable, "-m", "reelign.cli", "run", str(recipe)]
     subprocess.run([*command, f"seed={seed}", f"name={name}", f"runs={runs}"], check=True)
     summary = json.loads((runs / name / "summary.json").read_text(encoding="utf-8"))
-    ledger = [json.loads(line) for line in (runs / name / "ledger.jsonl").read_text(encoding="utf-8").splitlines()]
-    stage = next(stage for stage in summary["stages"] if stage["name"] == "sft")
+    kept = ("name", "scores", "gsb", "retention", "retention_checks", "cost")
     return {
         "seed": seed,
-        "scores": stage["scores"],
-        "gsb": stage["gsb"],
-        "retention": stage["retention"],
-        "seconds": sum(phase["seconds"] for phase in ledger),
-        "peak_memory_bytes": max(phase["peak_memory_bytes"] for phase in ledger),
+        "stages": [{key: stage[key] for key in kept if key in stage} for stage in summary["stages"]],
+        "seconds": summary["cost"]["seconds"],
+        "peak_memory_bytes": summary["cost"]["peak_memory_bytes"],
     }
 
 
 def table(rows: list[dict]) -> str:
     """The rows as Markdown."""
-    lines = [
-        "| seed | " + " | ".join(f"GSB {axis}" for axis in AXES) + " | weakest retention | minutes | peak memory |",
-        "|---" * (len(AXES) + 4) + "|",
-    ]
-    for row in rows:
-        cells = [f"{g['value']:+.2f} [{g['low']:+.2f}, {g['high']:+.2f}]" for g in (row["gsb"][axis] for axis in AXES)]
-        weakest = min(row["retention"], key=lambda name: row["retention"][name])
-        kept = f"{weakest} {row['retention'][weakest]:.1%}"
-        memory = f"{row['peak_memory_bytes'] / 2**30:.1f} GiB"
-        lines.append(f"| {row['seed']} | {' | '.join(cells)} | {kept} | {row['seconds'] / 60:.1f} | {memory} |")
-    return "\n".join(lines) + "\n"
+    head = ["stage", "seed", *(f"GSB {axis}" for axis in AXES), "weakest retention", "minutes"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for name in [stage["name"] for stage in rows[0]["stages"] if stage["gsb"]]:
+        for row in rows:
+            stage = next(found for found in row["stages"] if found["name"] == name)
+            cells = [f"{g['value']:+.2f} [{g['low']:+.2f}, {g['high']:+.2f}]" for g in map(stage["gsb"].get, AXES)]
+            kept = {attribute: value for attribute, value in stage["retention"].items() if value is not None}
+            weakest = min(kept, key=lambda attribute: kept[attribute])
+            minutes = stage["cost"]["seconds"] / 60
+            cells += [f"{weakest} {kept[weakest]:.1%}", f"{minutes:.1f}"]
+            lines.append(f"| {name} | {row['seed']} | {' | '.join(cells)} |")
+    whole = "; ".join(
+        f"seed {row['seed']}: {row['seconds'] / 60:.1f} minutes, {row['peak_memory_bytes'] / 2**30:.1f} GiB"
+        for row in rows
+    )
+    return "\n".join(lines) + f"\n\nWhole runs, curation and batteries included: {whole}.\n"
 
 
 if __name__ == "__main__":
