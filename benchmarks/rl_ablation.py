@@ -49,7 +49,7 @@ CHANGES = ["rlhf.patience=null", "rlhf.alarms_stop=null"]
 def main() -> None:
     """Run, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", type=Path, default=Path("recipes/demo.yaml"))
+    parser.add_argument("--recipe", type=Path, default=Path("recipes/miniature-rlhf.yaml"))
     parser.add_argument("--parent", required=True, help="the SFT artifact that all start from")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))

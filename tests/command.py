@@ -19,9 +19,8 @@ TINY = (
     "sft.steps=12",
     "sft.validate_every=6",
     "sft.save_every=2",
-    "rlhf=null",
 )
-"""SFT of the demo's recipe in seconds."""
+"""A run of the demo's recipe in seconds."""
 
 
 def environment(**extra: str) -> dict[str, str]:

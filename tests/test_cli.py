@@ -28,7 +28,6 @@ TINY = (
     "sft.steps=8",
     "sft.validate_every=4",
     "sft.save_every=4",
-    "rlhf=null",
 )
 
 

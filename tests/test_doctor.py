@@ -16,9 +16,8 @@ from reelign.recipe import load_recipe
 SMALL = ("curate=null", "sft.data=[{kind: miniature, count: 16}]")
 
 
-def findings(*overrides: str, rlhf: bool = False) -> dict[str, Finding]:
-    """Of the demo, by default without its RLHF, which has tests of its own."""
-    found = examine(load_recipe(DEMO, overrides if rlhf else ["rlhf=null", *overrides]))
+def findings(*overrides: str) -> dict[str, Finding]:
+    found = examine(load_recipe(DEMO, overrides))
     assert len({finding.check for finding in found}) == len(found)
     return {finding.check: finding for finding in found}
 
@@ -50,11 +49,10 @@ def source(dataset: Path) -> str:
 
 
 def test_the_demo_passes_every_finding() -> None:
-    found = findings(rlhf=True)
+    found = findings()
     assert [check for check, finding in found.items() if not finding.passed] == []
     checks = ["device", "model", "footage", "battery size", "sampler", "sft.data.0", "sft.data.1", "batch"]
-    assert list(found)[: len(checks) + 2] == [*checks, "memory", "shards"]
-    assert {"rewards", "reward spread", "ratio", "gradient", "cost", "disk"} < found.keys()
+    assert list(found) == [*checks, "memory", "shards", "disk"]
     assert "video files" in found["footage"].sentence
     assert found["batch"].sentence == "32 = 1 ranks x 1 passes x 32."
 

@@ -89,6 +89,12 @@ def test_a_sound_recipe_passes_every_finding_and_nothing_is_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["miniature-rlhf", "hacked"])
+def test_the_recipes_of_the_miniature_pass_every_finding(name):
+    found = examine(load_recipe(DEMO.with_name(f"{name}.yaml"), ["model=miniature", "sampler.steps=6"]))
+    assert [finding for finding in found if not finding.passed] == []
+
+
 def test_adapters_are_covered_and_those_whose_gradient_comes_second_are_told_apart():
     found = findings("rlhf.method=lora", "rlhf.lora.targets=[to_q, ffn.net.2]", "sft.data=[{kind: miniature}]")
     assert [finding for finding in found.values() if not finding.passed] == []
