@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
 
+from checkpoints import newest_weights
 from command import DEMO, TINY, command, environment, reelign
 from reelign.data.clip import Clip
 from reelign.data.endpoint import EndpointError, exchange
@@ -386,9 +386,6 @@ def test_a_run_whose_service_is_killed_at_work_ends_in_the_bits_of_a_local_rewar
     assert len(set((tmp_path / "processes").read_text().split())) == 2
     local = reelign(*arguments("local", {"kind": "miniature"}), CUDA_VISIBLE_DEVICES="")
     assert local.returncode == 0, local.stderr
-    found, wanted = (
-        load_file(tmp_path / name / "r" / "rlhf" / "model" / "transformer" / "diffusion_pytorch_model.safetensors")
-        for name in ("remote", "local")
-    )
+    found, wanted = (newest_weights(tmp_path / name / "r" / "rlhf") for name in ("remote", "local"))
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], value) for name, value in wanted.items())

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
+from checkpoints import newest_weights
 from command import DEMO, TINY, command, environment, reelign, torchrun
 from reelign.evaluate.battery import BatteryConfig
 from reelign.flow.grid import sigma_grid
@@ -41,11 +41,8 @@ def arguments(folder: Path, *more: str) -> list[str | Path]:
     return ["rlhf", DEMO, *TINY, "sft=null", f"rlhf={json.dumps(SMALL)}", f"runs={folder}", "name=r", *more]
 
 
-def weights(folder: Path, *more: str) -> dict[str, torch.Tensor]:
-    model = folder / "r" / "rlhf" / "model"
-    lora = "rlhf.method=lora" in more
-    name = "pytorch_lora_weights" if lora else "transformer/diffusion_pytorch_model"
-    return load_file(model / f"{name}.safetensors")
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return newest_weights(folder / "r" / "rlhf")
 
 
 def updates(folder: Path) -> dict[int, dict[str, float]]:
@@ -73,7 +70,8 @@ def test_the_stage_trains_logs_and_signs(one_rank):
         assert 0 <= row["reward/miniature.visual"] <= 1
         assert row["spread/miniature.visual"] > 0
     before = load_model("miniature", device="cpu").pipeline.transformer.state_dict()
-    assert any(not torch.equal(before[name], value) for name, value in weights(one_rank).items())
+    after = {name.removeprefix("transformer."): value for name, value in weights(one_rank).items()}
+    assert all(not torch.equal(before[name], value) for name, value in after.items())
     card = json.loads((one_rank / "r" / "rlhf" / "model" / "card.json").read_text())
     assert (card["stage"], card["parent"]) == ("rlhf", "base")
     summary = json.loads((one_rank / "r" / "summary.json").read_text())
@@ -125,7 +123,7 @@ def test_n_two_ranks_learn_what_one_rank_learns(tmp_path, more):
     for update, row in wanted.items():
         for name in ("reward", "grad_norm", "learned", "nfe", "diversity"):
             assert found[update][name] == pytest.approx(row[name], rel=2e-3, abs=1e-6), (update, name)
-    one, two = weights(tmp_path / "alone", *more), weights(tmp_path / "together", *more)
+    one, two = weights(tmp_path / "alone"), weights(tmp_path / "together")
     assert one.keys() == two.keys()
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=0, atol=2e-3)
@@ -247,6 +245,14 @@ def test_training_and_deployment_share_their_grid():
         assert found.solver == "euler"
         assert torch.equal(found.grid, deployed.grid)
         assert torch.equal(found.grid, sigma_grid(20, 3.0, solver))
+
+
+def test_what_only_does_harm_ends_as_its_parent(tmp_path):
+    done = reelign(*arguments(tmp_path, "rlhf.optim.lr=0.1"), CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 0, done.stderr
+    model = tmp_path / "r" / "rlhf" / "model"
+    kept, parent = (load_model(name, device="cpu").pipeline.transformer.state_dict() for name in (model, "miniature"))
+    assert all(torch.equal(parent[name], value) for name, value in kept.items())
 
 
 def test_it_stops_when_nothing_gets_better(tmp_path):

@@ -131,8 +131,9 @@ class Trainer:
     def train(self) -> None:
         """All updates that are left, unless held-out prompts no longer gain or the monitors see harm."""
         config, context = self.config, self.context
-        if self.update == 0:
-            self.validated()
+        if self.best == float("-inf"):
+            score = self.validated()
+            self.checkpoints.save(0, self.state(), score)  # what only does harm ends as its parent
         while self.update < config.updates and not self.stale():
             until = min(config.updates, (self.update // config.validate_every + 1) * config.validate_every)
             with context.ledger.phase("rlhf/train") as cost:
