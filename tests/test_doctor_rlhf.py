@@ -63,6 +63,7 @@ def own_reward(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def write(name: str, body: str) -> str:
+        monkeypatch.delitem(sys.modules, name, raising=False)  # another test of this process may have used the name
         (tmp_path / f"{name}.py").write_text(f"import numpy as np\ncalls = []\ndef reward(clips):\n{body}")
         return f"rlhf.rewards=[{{kind: function, path: {name}.reward, dimensions: {{a: [0, 1]}}, weights: {{a: 1}}}}]"
 

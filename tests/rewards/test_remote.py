@@ -53,7 +53,7 @@ def reward(clips):
 '''
 MOODY_ENTRY = {
     "kind": "function",
-    "path": "moody.reward",
+    "path": "moody_service.reward",
     "dimensions": {"spread": [0, 255], "frames": [float("-inf"), float("inf")]},
     "weights": {"spread": 1},
     "fps": 3,
@@ -109,10 +109,10 @@ def served(path: Path, port: int, *more: str, **extra: str):
 def moody(tmp_path_factory):
     """A service with a token, a limit of 1 MiB and moods; its port and its notes."""
     folder, port = tmp_path_factory.mktemp("moody"), free_port()
-    (folder / "moody.py").write_text(MOODY)
+    (folder / "moody_service.py").write_text(MOODY)
     path = recipe(folder, {"kind": "miniature"}, MOODY_ENTRY)
     extra = {"PYTHONPATH": str(folder), "NOTES": str(folder), "SECRET": "sesame"}
-    with served(path, port, "--reward", "moody.reward", "--token-variable", "SECRET", "--limit", "1", **extra):
+    with served(path, port, "--reward", "moody_service.reward", "--token-variable", "SECRET", "--limit", "1", **extra):
         yield port, folder
 
 
@@ -151,7 +151,7 @@ def test_the_contract_is_the_rewards_own_and_only_what_it_needs_travels(moody, m
     monkeypatch.setenv("NOTES", str(folder))
     monkeypatch.syspath_prepend(folder)
     remote = client(port, batch=2)
-    assert remote.name == "moody.reward"
+    assert remote.name == "moody_service.reward"
     assert remote.dimensions == {"spread": Range(0, 255), "frames": Range()}
     assert remote.needs == Needs(fps=3, frames=4, side=12)
     local = FunctionEntry.model_validate(MOODY_ENTRY).build()
@@ -160,7 +160,9 @@ def test_the_contract_is_the_rewards_own_and_only_what_it_needs_travels(moody, m
         name: values.tolist() for name, values in local(clips).items()
     }
     assert client(port, name="mine").name == "mine"
-    with pytest.raises(ReelignError, match=r"'moody\.reward' has no dimension 'beauty'; it scores spread, frames"):
+    with pytest.raises(
+        ReelignError, match=r"'moody_service\.reward' has no dimension 'beauty'; it scores spread, frames"
+    ):
         Weighted(remote, {"beauty": 1.0})
 
 
@@ -184,7 +186,7 @@ def test_a_wrong_token_is_refused_and_health_needs_none(moody, monkeypatch, toke
         exchange(f"http://127.0.0.1:{moody[0]}/score", {"clips": []}, token=token, seconds=5)
     assert not caught.value.passing
     health = exchange(f"http://127.0.0.1:{moody[0]}/health", seconds=5)
-    assert health == {"status": "ready", "reward": "moody.reward"}
+    assert health == {"status": "ready", "reward": "moody_service.reward"}
 
 
 def test_a_reward_that_hangs_is_a_passing_failure_and_who_has_gone_is_not_scored(moody, monkeypatch):
