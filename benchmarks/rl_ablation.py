@@ -24,7 +24,7 @@ from reelign.recipe import Recipe, load_recipe
 from reelign.rewards.recipe import build_rewards
 from reelign.stages.algorithm import Algorithm
 from reelign.stages.context import StageContext
-from reelign.stages.rlhf import Trainer
+from reelign.stages.rlhf import Trainer, training_sampler
 from reelign.train.ledger import Ledger
 from reelign.train.loop import Interrupt
 from reelign.train.parallel import World
@@ -36,13 +36,12 @@ VARIANTS: dict[str, list[str]] = {
     "steps differ inside a group": [f"{ALGORITHM}iso_temporal=false"],
     "not rectified": [f"{ALGORITHM}weight=none"],
     "noise not shared": [f"{ALGORITHM}shared_noise=false"],
-    "guidance everywhere": [f"{ALGORITHM}guidance=both"],
     "guidance in rollout only": [f"{ALGORITHM}guidance=rollout"],
     "no guidance": [f"{ALGORITHM}guidance=none"],
-    "groups of 4": ["rlhf.group_size=4", "rlhf.prompts_per_update=16"],
-    "groups of 8": ["rlhf.group_size=8", "rlhf.prompts_per_update=8"],
-    "groups of 16": ["rlhf.group_size=16", "rlhf.prompts_per_update=4"],
+    "groups of 4": ["rlhf.group_size=4", "rlhf.prompts_per_update=32"],
+    "groups of 16": ["rlhf.group_size=16", "rlhf.prompts_per_update=8"],
 }
+"""The recipe itself is guided everywhere, in 16 groups of 8."""
 CHANGES = ["rlhf.patience=null", "rlhf.alarms_stop=null"]
 
 
@@ -102,9 +101,10 @@ def trainer(recipe: Recipe, algorithm: Algorithm, folder: Path) -> Trainer:
 def gradient_norms(recipe: Recipe) -> list[dict[str, float]]:
     """Norm of the gradient of one update at the parent, with every group stochastic at the same step of the grid."""
     assert recipe.rlhf is not None
-    algorithm, steps = recipe.rlhf.algorithm, recipe.sampler.steps
+    algorithm = recipe.rlhf.algorithm
+    steps = training_sampler(recipe.sampler, algorithm).steps
     rows = []
-    for index in range(int(algorithm.first * steps), int(algorithm.last * steps)):
+    for index in algorithm.candidates(steps):
         only = {"first": (index + 0.01) / steps, "last": (index + 1.01) / steps, "weight": "none"}
         with tempfile.TemporaryDirectory() as folder:
             chosen = algorithm.model_copy(update=only)
@@ -120,12 +120,12 @@ def gradient_norms(recipe: Recipe) -> list[dict[str, float]]:
 def prefix_saved(recipe: Recipe) -> dict[str, float]:
     """Network evaluations of an update, when a group's common way is sampled once and when it is not."""
     assert recipe.rlhf is not None
-    group, steps = recipe.rlhf.group_size, recipe.sampler.steps
     with tempfile.TemporaryDirectory() as folder:
         taught = trainer(recipe, recipe.rlhf.algorithm, Path(folder))
         shared = taught.one_update()["nfe"]
         each = 2 if taught.sampler.guidance_scale != 1 else 1
-    return {"shared": shared, "apart": float(recipe.rlhf.prompts_per_update * group * (steps + 1) * each)}
+        clips = recipe.rlhf.prompts_per_update * recipe.rlhf.group_size
+    return {"shared": shared, "apart": float(clips * (taught.sampler.steps + 1) * each)}
 
 
 def table(found: dict[str, list[Outcome]], norms: list[dict[str, float]], saved: dict[str, float]) -> str:
