@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from reelign.flow.band import to_band, within
 from reelign.flow.grid import shift_sigma, sigma_grid
 from reelign.flow.path import to_eps, to_x0
 from reelign.flow.step import NoiseLaw, gradient_scale, kl, noise_level, ode_step, sde_step
@@ -16,14 +17,17 @@ LAWS = [
     NoiseLaw("dance", 0.3),
     NoiseLaw("linear"),
     NoiseLaw("truncated", 0.45),
+    NoiseLaw("flow", 0.7, band=0.5),
+    NoiseLaw("dance", 0.3, band=0.3),
     NoiseLaw("cps", 0.8),
+    NoiseLaw("cps", 0.8, band=0.5),
 ]
-SDE_LAWS = LAWS[:-1]
+SDE_LAWS = [law for law in LAWS if law.name != "cps"]
 STEPS = [0, 1, 5, 12, 18]
 
 
 def names(law: NoiseLaw) -> str:
-    return law.name
+    return f"{law.name} {law.band:g}"
 
 
 def setting(step: int, seed: int = 0, batch: int = 2) -> tuple[torch.Tensor, ...]:
@@ -49,21 +53,57 @@ def test_b_the_sde_keeps_the_marginals_of_the_ode(law):
     mean, spread, particles = 1.5, 0.5, 40_000
     grid = sigma_grid(400, 1.0, "euler")
     if law.name == "cps":
-        law = NoiseLaw("cps", 0.1)
+        law = NoiseLaw("cps", 0.1, law.band)
     generator = torch.Generator().manual_seed(3)
-    x = torch.randn(particles, 1, generator=generator, dtype=torch.float64)
+    x = torch.randn(particles // 20, 4, 5, generator=generator, dtype=torch.float64)
     x = (1 - grid[0]) * mean + ((1 - grid[0]) ** 2 * spread**2 + grid[0] ** 2).sqrt() * x
     for sigma, sigma_next in pairwise(grid[:-1]):
         variance = (1 - sigma) ** 2 * spread**2 + sigma**2
         data = mean + (1 - sigma) * spread**2 / variance * (x - (1 - sigma) * mean)
         velocity = (x - data) / sigma
         noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)
-        levels = (sigma.expand(particles), sigma_next.expand(particles))
+        levels = (sigma.expand(len(x)), sigma_next.expand(len(x)))
         x = sde_step(x, velocity, *levels, law, grid, noise=noise).x_next
         if abs(float(sigma_next) - 0.5) < 1e-3 or sigma_next == grid[-2]:
             wanted = ((1 - sigma_next) ** 2 * spread**2 + sigma_next**2).sqrt()
             assert abs(float(x.mean() - (1 - sigma_next) * mean)) < 0.02
             assert abs(float(x.std() / wanted) - 1) < 0.03
+
+
+@pytest.mark.parametrize("law", [NoiseLaw("flow", 0.7, band=0.5), NoiseLaw("cps", 0.1, band=0.5)], ids=names)
+def test_b_noise_in_a_band_keeps_the_marginals_of_data_that_mix_it_with_the_rest(law):
+    """Data N(0, C) where C couples the band to its complement: the marginals have (1 - sigma)^2 C + sigma^2."""
+    grid, particles, side = sigma_grid(400, 1.0, "euler"), 40_000, 3
+    generator = torch.Generator().manual_seed(5)
+    mix = torch.randn(side**2, side**2, generator=generator, dtype=torch.float64) / side
+    unit = torch.eye(side**2, dtype=torch.float64)
+
+    def covariance(sigma: torch.Tensor) -> torch.Tensor:
+        return (1 - sigma) ** 2 * mix @ mix.T + sigma**2 * unit
+
+    x = torch.randn(particles, side**2, generator=generator, dtype=torch.float64)
+    x = x @ torch.linalg.cholesky(covariance(grid[0])).T
+    for sigma, sigma_next in pairwise(grid[:-1]):
+        data = (1 - sigma) * x @ torch.linalg.solve(covariance(sigma), mix @ mix.T)
+        video, velocity = (value.view(-1, side, side) for value in (x, (x - data) / sigma))
+        noise = torch.randn(video.shape, generator=generator, dtype=torch.float64)
+        levels = (sigma.expand(particles), sigma_next.expand(particles))
+        x = sde_step(video, velocity, *levels, law, grid, noise=noise).x_next.flatten(1)
+    wanted = covariance(grid[-2])
+    assert float((x.T @ x / particles - wanted).norm() / wanted.norm()) < 0.03
+
+
+def test_a_band_moves_nothing_outside_it_and_has_a_density_of_its_own_size():
+    x, velocity, noise, sigma, sigma_next = setting(4)
+    law = NoiseLaw("flow", 0.7, band=0.5)
+    first, second = (sde_step(x, velocity, sigma, sigma_next, law, GRID, noise=n) for n in (noise, -noise))
+    moved = first.x_next - second.x_next
+    assert torch.allclose(within(moved, 0.5), moved, atol=1e-12)
+    assert float(moved.abs().max()) > 0.1
+    assert first.mean.shape == (2, 3, 2, 3)  # of 4 rows and 5 columns
+    white = sde_step(x, velocity, sigma, sigma_next, NoiseLaw("flow", 0.7), GRID, noise=noise)
+    assert torch.equal(to_band(x, 1.0), x)
+    assert not torch.allclose(white.logp, first.logp)
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -75,7 +115,8 @@ def test_c_the_gradient_of_the_log_probability_is_minus_lambda_e_over_d(law, ste
     logp = sde_step(x, leaf, sigma, sigma_next, law, GRID, x_next=drawn.x_next).logp
     (gradient,) = torch.autograd.grad(logp.sum(), leaf)
     scale = gradient_scale(sigma, sigma_next, law, GRID).view(-1, 1, 1, 1)
-    assert torch.allclose(gradient, -scale * noise / x[0].numel(), rtol=1e-9, atol=1e-12)
+    dimensions = to_band(x[0], law.band).numel()
+    assert torch.allclose(gradient, -scale * within(noise, law.band) / dimensions, rtol=1e-9, atol=1e-12)
 
 
 def test_d_the_ten_constants_of_the_linear_law():
@@ -99,7 +140,7 @@ def test_e_the_divergence_is_half_lambda_squared_times_the_velocities_distance(l
     ours = sde_step(x, velocity, sigma, sigma_next, law, GRID, noise=noise)
     theirs = sde_step(x, other, sigma, sigma_next, law, GRID, noise=noise)
     scale = gradient_scale(sigma, sigma_next, law, GRID)
-    wanted = scale**2 / 2 * (velocity - other).square().flatten(1).mean(1)
+    wanted = scale**2 / 2 * to_band(velocity - other, law.band).square().flatten(1).mean(1)
     assert torch.allclose(kl(ours.mean, theirs.mean, ours.std), wanted, rtol=1e-9)
     normal = torch.distributions.Normal
     spread = ours.std.view(-1, 1, 1, 1)
@@ -115,6 +156,7 @@ def test_f_the_log_ratio_is_linear_and_quadratic_in_the_change_of_velocity(law, 
     old = sde_step(x, velocity, sigma, sigma_next, law, GRID, noise=noise)
     new = sde_step(x, velocity + change, sigma, sigma_next, law, GRID, x_next=old.x_next)
     scale = gradient_scale(sigma, sigma_next, law, GRID)
+    noise, change = to_band(noise, law.band), to_band(change, law.band)
     linear = (noise * change).flatten(1).mean(1)
     wanted = -scale * linear - scale**2 / 2 * change.square().flatten(1).mean(1)
     assert torch.allclose(new.logp - old.logp, wanted, rtol=1e-8, atol=1e-10)
@@ -124,7 +166,8 @@ def test_f_the_log_ratio_is_linear_and_quadratic_in_the_change_of_velocity(law, 
 def test_the_log_probability_is_that_of_a_normal_distribution(law):
     x, velocity, noise, sigma, sigma_next = setting(4)
     found = sde_step(x, velocity, sigma, sigma_next, law, GRID, noise=noise)
-    density = torch.distributions.Normal(found.mean, found.std.view(-1, 1, 1, 1)).log_prob(found.x_next)
+    reached = to_band(found.x_next, law.band)
+    density = torch.distributions.Normal(found.mean, found.std.view(-1, 1, 1, 1)).log_prob(reached)
     assert torch.allclose(found.logp, density.flatten(1).mean(1), rtol=1e-10)
 
 

@@ -17,7 +17,9 @@ from reelign.flow.grid import sigma_grid
 from reelign.models.load import load_model
 from reelign.rewards.recipe import build_rewards
 from reelign.sampling.sample import SampleConfig
+from reelign.stages.algorithm import Algorithm
 from reelign.stages.context import StageContext
+from reelign.stages.objectives import forward_process_loss
 from reelign.stages.rlhf import RlhfConfig, Trainer, training_sampler
 from reelign.train.ledger import Ledger
 from reelign.train.loop import Interrupt
@@ -210,6 +212,7 @@ def trainer(folder: Path, **changes) -> Trainer:
         {"preset": "mix-grpo", "denominator": "max_group"},
         {"preset": "dance-grpo", "denominator": "batch"},
         {"preset": "diffusion-nft"},
+        {"preset": "diffusion-nft", "iso_temporal": True, "nft_levels": 2},
     ],
     ids=lambda values: "-".join(map(str, values.values())) or "reelign",
 )
@@ -245,6 +248,27 @@ def test_training_and_deployment_share_their_grid():
         assert found.solver == "euler"
         assert torch.equal(found.grid, deployed.grid)
         assert torch.equal(found.grid, sigma_grid(20, 3.0, solver))
+        assert training_sampler(deployed, Algorithm.model_validate({"preset": "diffusion-nft"})).solver == solver
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_an_iso_temporal_group_is_learned_from_at_the_same_levels_and_noise(tmp_path, monkeypatch, together):
+    seen = []
+
+    def recorded(model, rollout, advantages, levels, noise, algorithm, told):
+        seen.append((levels, noise))
+        return forward_process_loss(model, rollout, advantages, levels, noise, algorithm, told)
+
+    monkeypatch.setattr("reelign.stages.rlhf.forward_process_loss", recorded)
+    changes = {"preset": "diffusion-nft", "iso_temporal": together, "nft_levels": 2}
+    taught = trainer(tmp_path, algorithm=changes)
+    numbers = taught.one_update()
+    clips = taught.config.prompts_per_update * taught.config.group_size
+    assert numbers["nfe_trained"] == 2 * clips
+    levels, noise = (torch.cat(parts).unflatten(0, (2, -1, taught.config.group_size)) for parts in zip(*seen, strict=True))
+    assert bool((levels == levels[:, :, :1]).all() and (noise == noise[:, :, :1]).all()) is together
+    assert not torch.equal(noise[0], noise[1])
+    assert not torch.equal(noise[:, 0], noise[:, 1])
 
 
 def test_what_only_does_harm_ends_as_its_parent(tmp_path):

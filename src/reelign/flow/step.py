@@ -14,6 +14,10 @@ With `dt = sigma - sigma_next > 0`, noise level `g(sigma)` and `s = g sqrt(dt)` 
 | truncated | flow with a = 1 and s at most `level`, also in the drift    | LongCat-Video, arXiv 2510.22200 |
 | cps       | keeps the noise level: mu = (1 - sigma') x0 + rho eps       | arXiv 2509.05952 |
 
+With a band of low frequencies (`flow.band`; P projects on it) only that part is random: the diffusion is g^2 P, so the
+drift needs the correction `P eps` alone, and the marginals stay those of the ODE. Log-densities, means and divergences
+are then of the band's coordinates.
+
 Levels are Python floats or float tensors (B,): a batch may hold a different step for each sample.
 """
 
@@ -26,6 +30,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from reelign.flow.band import to_band, within
 from reelign.flow.path import expand, to_eps, to_x0
 
 LawName = Literal["flow", "dance", "linear", "truncated", "cps"]
@@ -38,10 +43,12 @@ class NoiseLaw:
     Attributes:
         name: a row of the table above.
         level: `a` of flow and dance, the bound tau of truncated, the level in [0, 1] of cps; unused by linear.
+        band: share of the frequencies along height and along width that are random, in (0, 1].
     """
 
     name: LawName
     level: float = 0.7
+    band: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -50,9 +57,9 @@ class SdeStep:
 
     Attributes:
         x_next: where it went, (B, ...), in the storage type of x.
-        mean: mu, float32 or float64, (B, ...).
+        mean: mu in coordinates of the band, float32 or float64, (B, ...).
         std: s, (B,).
-        logp: mean log-density over all dimensions, (B,).
+        logp: mean log-density over the dimensions of the band, (B,).
     """
 
     x_next: Tensor
@@ -100,12 +107,13 @@ def sde_step(
     if x_next is None:
         assert noise is not None
         # Round to the storage type first: the log-density must belong to the point that is stored.
-        x_next = (mean + expand(std, mean) * noise.to(exact)).to(x.dtype)
-    return SdeStep(x_next, mean, std, _log_density(x_next.to(exact), mean, std, law))
+        x_next = (mean + expand(std, mean) * within(noise.to(exact), law.band)).to(x.dtype)
+    mean, reached = to_band(mean, law.band), to_band(x_next.to(exact), law.band)
+    return SdeStep(x_next, mean, std, _log_density(reached, mean, std, law))
 
 
 def gradient_scale(sigma: Tensor, sigma_next: Tensor, law: NoiseLaw, grid: Tensor) -> Tensor:
-    """lambda in `d logp / d v = -lambda e / D`, (B,): how loudly a step speaks in a policy gradient.
+    """lambda in `d logp / d v = -lambda e / D`, (B,), D the dimensions of the band: how loudly a step speaks.
 
     For the SDE laws `sqrt(dt) / g + g sqrt(dt) (1 - sigma) / (2 sigma)`. The public log-density of cps is not
     normalised; its lambda is `2 s ((1 - sigma') sigma - rho (1 - sigma))`, 2 s^2 times that of the normalised one.
@@ -146,13 +154,14 @@ def noise_level(sigma: Tensor, sigma_next: Tensor, law: NoiseLaw, grid: Tensor) 
 def _moments(
     x: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor, law: NoiseLaw, grid: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Mean (B, ...) and spread (B,) of the transition."""
+    """Mean (B, ...), in the latent's own coordinates, and spread (B,) of the transition."""
     if law.name == "cps":
         keep, std = _cps(sigma_next, law)
         data, noise = to_x0(x, velocity, sigma), to_eps(x, velocity, sigma)
-        return expand(1 - sigma_next, x) * data + expand(keep, x) * noise, std
+        fresh = within(noise, law.band)
+        return expand(1 - sigma_next, x) * data + expand(keep, x) * fresh + expand(sigma_next, x) * (noise - fresh), std
     level, dt = noise_level(sigma, sigma_next, law, grid), sigma - sigma_next
-    drift = velocity + expand(level.square() / (2 * sigma), x) * to_eps(x, velocity, sigma)
+    drift = velocity + expand(level.square() / (2 * sigma), x) * within(to_eps(x, velocity, sigma), law.band)
     return x - expand(dt, x) * drift, level * dt.sqrt()
 
 

@@ -41,6 +41,8 @@ class Outlines:
         extents: (T,) half the longer side of the bounding box.
         fragments: (T,) share of the area of all blobs that is not the largest blob's.
         features: (T, 6), see `FEATURES`.
+        typical: (6,) features of the typical outline: of the median over all frames, laid over each other at their
+            centroids, so that what only some frames show does not decide.
     """
 
     lab: np.ndarray
@@ -54,6 +56,7 @@ class Outlines:
     extents: np.ndarray
     fragments: np.ndarray
     features: np.ndarray
+    typical: np.ndarray
 
 
 def trace(frames: np.ndarray) -> Outlines:
@@ -77,7 +80,27 @@ def trace(frames: np.ndarray) -> Outlines:
     found = blobs[:, 0] >= LEAST_AREA
     centres = _filled(blobs[:, 1:3], found, (width / 2, height / 2))
     areas, extents, fragments = (np.where(found, blobs[:, column], 0.0) for column in (0, 3, 4))
-    return Outlines(lab, ground, distance, contrast, colour, found, centres, areas, extents, fragments, blobs[:, 5:])
+    typical = _typical(soft[found] / contrast, centres[found]) if found.any() else np.zeros(len(FEATURES))
+    return Outlines(
+        lab, ground, distance, contrast, colour, found, centres, areas, extents, fragments, blobs[:, 5:], typical
+    )
+
+
+def _typical(heights: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """Features of the median of the frames' heights (T, H, W), each moved so that its centre is the picture's."""
+    rows, columns = heights.shape[1] * ZOOM, heights.shape[2] * ZOOM
+    middle = (ZOOM - 1) / 2
+    moved = [
+        cv2.warpAffine(
+            height.astype(np.float32),
+            np.array([[ZOOM, 0, columns / 2 - ZOOM * x + middle], [0, ZOOM, rows / 2 - ZOOM * y + middle]], np.float32),
+            (columns, rows),
+            flags=cv2.INTER_CUBIC,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
+        for height, (x, y) in zip(heights, centres, strict=True)
+    ]
+    return _blob(np.median(moved, axis=0).astype(np.float32))[5:]
 
 
 def _corners(lab: np.ndarray) -> np.ndarray:

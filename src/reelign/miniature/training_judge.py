@@ -7,7 +7,7 @@ gradients, residues and steps that no neighbour foretells. A policy that fools t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 import cv2
@@ -19,12 +19,17 @@ from reelign.miniature.render import render_track
 from reelign.miniature.world import (
     ATTRIBUTES,
     BACKGROUNDS,
+    BOUNCE_HEIGHT,
+    BOUNCES,
     COLOURS,
     DIRECTIONS,
     FRAMES,
+    MOTIONS,
+    ORBIT,
     RADII,
     SHAPES,
     SIDE,
+    SPEEDS,
     TRAVEL,
     TURNS,
     Scene,
@@ -36,6 +41,8 @@ STRAIGHT = 0.8
 """Share of the track's variance that a straight motion must explain."""
 JUMP = 3.5
 """Pixels a frame: a step that differs by more from what both neighbours foretell is a jump."""
+DUE_WAY = 0.92
+"""Share of its way, measured on the calmed track, that costs nothing: calming cuts corners."""
 FAINT = 0.08
 """Share of the contrast below which a pixel is ground."""
 CLEAN_UNDECIDED, HALF_UNDECIDED = 1.2, 3.5
@@ -43,6 +50,10 @@ CLEAN_UNDECIDED, HALF_UNDECIDED = 1.2, 3.5
 score."""
 HALF_STRANGE = 0.9
 """Strange colours of a clip, over the undecided pixels that its outline is due, that halve the score."""
+CLEAR_LEAD = 0.5
+"""How much nearer an asked value must be than the next best to be shown without doubt, over the sum of both."""
+HALF_CONSTANT = 1.5
+"""Spread of an outline's features over the frames, in units of their spread between pixels, that halves the score."""
 HALF_UNREST = 9.0
 """Mean distance in Lab of the ground from its own colour that halves the score."""
 
@@ -51,21 +62,23 @@ def training_judge(frames: np.ndarray, scene: Scene, stated: Sequence[str] = ATT
     """Judge a video, uint8 (T, 32, 32, 3) at 8 fps, against the scene that was asked for."""
     seen = trace(frames)
     motion, speed = _motion(_reconnected(seen.centres))
-    values = {
-        "colour": _colour(seen),
-        "shape": _shape(seen),
-        "size": _size(seen),
-        "motion": motion,
-        "speed": speed,
-        "background": min(BACKGROUNDS, key=lambda name: abs(_lab(BACKGROUNDS[name])[0] - np.median(seen.ground[:, 0]))),
+    apart = {
+        "colour": _colours(seen),
+        "shape": _shapes(seen),
+        "size": _sizes(seen),
+        "motion": {name: float(name != motion) for name in MOTIONS},
+        "speed": {name: float(name != speed) for name in SPEEDS},
+        "background": _backgrounds(seen),
     }
     if scene.motion == "still":
         stated = [name for name in stated if name != "speed"]
-    passed = {name: bool(seen.found.any()) and values[name] == getattr(scene, name) for name in stated}
-    visual = _visual(seen, values["colour"], values["shape"], values["background"])
-    movement = _movement(seen, scene)
+    there = bool(seen.found.any())
+    passed = {name: there and _nearest(apart[name]) == getattr(scene, name) for name in stated}
+    text = np.mean([_clearness(apart[name], getattr(scene, name)) for name in stated]) if there else 0.0
+    visual = _visual(seen, *(_nearest(apart[name]) for name in ("colour", "shape", "background")))
+    movement = _movement(seen, scene, _pace(seen.centres, scene, motion, speed))
     return Judgement(
-        float(np.mean(list(passed.values()))),
+        float(text),
         float(np.prod(list(visual.values()))),
         float(np.prod(list(movement.values()))),
         passed,
@@ -84,36 +97,55 @@ def _hue(colour: Sequence[float] | np.ndarray) -> float:
     return float(np.arctan2(b, a))
 
 
-def _colour(seen: Outlines) -> str:
+def _nearest(apart: Mapping[str, float]) -> str:
+    return min(apart, key=lambda name: apart[name])
+
+
+def _clearness(apart: Mapping[str, float], asked: str) -> float:
+    """How clearly the asked value is shown rather than the next best, in [0, 1]; one half where both are as near.
+
+    A clip on its way to what was asked is worth more than one that is not: the reward has a slope.
+    """
+    other = min(distance for name, distance in apart.items() if name != asked)
+    lead = (other - apart[asked]) / max(other + apart[asked], 1e-9)
+    return float(np.clip(0.5 + 0.5 * lead / CLEAR_LEAD, 0.0, 1.0))
+
+
+def _colours(seen: Outlines) -> dict[str, float]:
+    """Difference of hue to each colour, in radians."""
     hue = _hue(seen.colour)
-    return min(COLOURS, key=lambda name: abs(np.angle(np.exp(1j * (_hue(COLOURS[name]) - hue)))))
+    return {name: float(abs(np.angle(np.exp(1j * (_hue(colour) - hue))))) for name, colour in COLOURS.items()}
 
 
-def _size(seen: Outlines) -> str:
+def _backgrounds(seen: Outlines) -> dict[str, float]:
+    """Difference of lightness to each background."""
+    lightness = float(np.median(seen.ground[:, 0]))
+    return {name: abs(float(_lab(colour)[0]) - lightness) for name, colour in BACKGROUNDS.items()}
+
+
+def _sizes(seen: Outlines) -> dict[str, float]:
+    """Log ratio of the half extent to each radius."""
     extent = float(np.median(seen.extents[seen.found])) if seen.found.any() else 0.0
-    return min(RADII, key=lambda name: abs(np.log(max(extent, 1e-3) / RADII[name])))
+    return {name: abs(float(np.log(max(extent, 1e-3) / radius))) for name, radius in RADII.items()}
 
 
-def _shape(seen: Outlines) -> str:
-    """Nearest mean features, each in units of its spread among clean outlines."""
-    if not seen.found.any():
-        return SHAPES[0]
-    own = np.median(seen.features[seen.found], axis=0)
-    means, spread, _, _ = _prototypes(_size(seen))
-    return min(SHAPES, key=lambda name: float(np.sum(((own - means[name]) / spread) ** 2)))
+def _shapes(seen: Outlines) -> dict[str, float]:
+    """Distance of the typical outline's features to those of each shape, each in units of its spread when clean."""
+    means, spread, _, _ = _prototypes(_nearest(_sizes(seen)))
+    return {name: float(np.linalg.norm((seen.typical - mean) / spread)) for name, mean in means.items()}
 
 
 @cache
 def _prototypes(size: str) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, float], dict[str, float]]:
-    """Mean features of every shape at nine places between pixels, the spread of each feature within a shape, the share
-    of its colour's contrast that each shape shows (thin shapes show less), and its undecided pixels.
+    """Features of every shape's typical outline at nine places between pixels, the spread of each feature over these
+    places, the share of its colour's contrast that each shape shows (thin shapes show less), and its undecided pixels.
     """
     means, spreads, shown, undecided = {}, [], {}, {}
     offsets = np.stack(np.meshgrid(*[(0.0, 1 / 3, 2 / 3)] * 2), -1).reshape(-1, 2)
     for name in SHAPES:
         scene = Scene("red", name, size, "still", "slow", "white")
         seen = trace(render_track(scene, SIDE / 2 + offsets))
-        means[name] = seen.features.mean(0)
+        means[name] = seen.typical
         spreads.append(seen.features.std(0))
         shown[name] = seen.contrast / _full_contrast(scene.colour, scene.background)
         undecided[name] = _undecided(seen)
@@ -127,7 +159,7 @@ def _full_contrast(colour: str, background: str) -> float:
 
 def _motion(centres: np.ndarray) -> tuple[str, str]:
     """Name of the motion and of its speed, from a track (T, 2) in pixels."""
-    calm = np.stack([np.convolve(np.pad(line, 1, "edge"), (0.25, 0.5, 0.25), "valid") for line in centres.T], 1)
+    calm = _calm(centres)
     width, height = np.ptp(calm, axis=0)
     if max(width, height) < STILL_RANGE:
         return "still", "slow"
@@ -175,19 +207,22 @@ def _turns(centres: np.ndarray) -> float:
 
 
 def _visual(seen: Outlines, colour: str, shape: str, background: str) -> dict[str, float]:
-    """Cleanness, wholeness and contrast, each in [0, 1]. Cleanness is the worst of three that noise lowers together:
-    clarity of the outline, purity of the colours and calm of the ground."""
+    """Cleanness, constancy, wholeness and contrast, each in [0, 1]. Cleanness is the worst of three that noise lowers
+    together: clarity of the outline, purity of the colours and calm of the ground. Constancy: an object that is of
+    another shape in every frame is drawn badly, however sharp its outline."""
     if not seen.found.any():
-        return dict.fromkeys(("clean", "wholeness", "contrast"), 0.0)
+        return dict.fromkeys(("clean", "constancy", "wholeness", "contrast"), 0.0)
     outside = cv2.dilate((seen.distance > 0.25 * seen.contrast).transpose(1, 2, 0).astype(np.uint8), np.ones((3, 3)))
     apart = outside.reshape(SIDE, SIDE, -1).transpose(2, 0, 1) == 0
     unrest = float(np.mean(seen.distance[apart])) if apart.any() else seen.contrast
-    _, _, shown, undecided = _prototypes(_size(seen))
+    _, spread, shown, undecided = _prototypes(_nearest(_sizes(seen)))
+    inconstant = float(np.mean(seen.features[seen.found].std(0) / spread))
     due = _full_contrast(colour, background) * shown[shape]
     blurred = max(0.0, _undecided(seen) / undecided[shape] - CLEAN_UNDECIDED)
     strange = _strange(seen) / undecided[shape]
     return {
         "clean": 1 / (1 + max(blurred / HALF_UNDECIDED, strange / HALF_STRANGE, unrest / HALF_UNREST)),
+        "constancy": falloff(inconstant, HALF_CONSTANT),
         "wholeness": 1 - float(np.mean(seen.fragments)),
         "contrast": falloff(max(0.0, 1 - seen.contrast / due), 0.35),
     }
@@ -220,22 +255,44 @@ def _bodies(seen: Outlines) -> np.ndarray:
     return np.stack([np.median(a[i], axis=0) if i.any() else whole for a, i in zip(apart, inside, strict=True)])
 
 
-def _movement(seen: Outlines, scene: Scene) -> dict[str, float]:
+def _movement(seen: Outlines, scene: Scene, pace: float) -> dict[str, float]:
     """Presence, smoothness, steady light, rigidity, flow and enough motion, each in [0, 1]."""
     if not seen.found.any():
-        return dict.fromkeys(("presence", "smoothness", "steady light", "rigidity", "unbroken", "range"), 0.0)
+        return dict.fromkeys(("presence", "smoothness", "steady light", "rigidity", "unbroken", "pace"), 0.0)
     areas = seen.areas[seen.found]
     steps = np.diff(seen.centres, axis=0)
     moving = scene.motion != "still"
-    travelled = float(np.max(np.ptp(seen.centres, axis=0)))
     return {
         "presence": float(seen.found.mean()),
         "smoothness": falloff(float(np.sqrt(np.mean(_surprises(steps) ** 2))), 1.3),
         "steady light": falloff(float(np.std(seen.ground[:, 0])), 5.0),
         "rigidity": falloff(float(np.std(areas) / np.mean(areas)), 0.35),
         "unbroken": falloff(max(0, _longest_rest(steps) - 3), 3.0) if moving else 1.0,
-        "range": min(1.0, travelled / (0.8 * TRAVEL["slow"])) if moving else 1.0,
+        "pace": pace,
     }
+
+
+def _pace(centres: np.ndarray, scene: Scene, motion: str, speed: str) -> float:
+    """Share of its way that the object covers, at most 1.
+
+    Due is the way of the motion and speed that are seen: a clip of another speed than the asked one lacks no motion, it
+    shows the wrong one. Without this a policy finds that the slower, the smoother and the sharper, and slows down.
+    """
+    if scene.motion == "still":
+        return 1.0
+    if motion == "still":
+        motion, speed = scene.motion, "slow"
+    due = {
+        "circling": 2 * np.pi * ORBIT * TURNS[speed],
+        "bouncing": 2 * BOUNCE_HEIGHT * BOUNCES[speed],
+    }.get(motion, TRAVEL[speed])
+    way = float(np.linalg.norm(np.diff(_calm(_reconnected(centres)), axis=0), axis=1).sum())
+    return min(1.0, way / (DUE_WAY * due))
+
+
+def _calm(centres: np.ndarray) -> np.ndarray:
+    """The track (T, 2) without its tremor, by a binomial average over three frames."""
+    return np.stack([np.convolve(np.pad(line, 1, "edge"), (0.25, 0.5, 0.25), "valid") for line in centres.T], 1)
 
 
 def _surprises(steps: np.ndarray) -> np.ndarray:

@@ -1,13 +1,15 @@
 """GRPO variants as data: which steps are stochastic, what a group shares, how loud a step is.
 
-| preset        | stochastic steps                           | a group shares      | weight    | law    |
-|---------------|--------------------------------------------|---------------------|-----------|--------|
-| reelign       | one a group, from the noisy half           | step, noise, prefix | rectified | flow   |
-| flash-grpo    | one a group, from the noisy half           | step                | rectified | linear |
-| flow-grpo     | all but the last                           | nothing             | 1         | flow   |
-| dance-grpo    | all but the last                           | noise               | 1         | dance  |
-| mix-grpo      | a window of 4 that moves towards the data  | steps               | 1         | flow   |
-| diffusion-nft | none: the loss is on the forward process   | nothing             | 1         | -      |
+| preset        | stochastic steps                           | a group shares      | weight    | law    | noise |
+|---------------|--------------------------------------------|---------------------|-----------|--------|-------|
+| reelign       | one a group, from the noisy half           | step, noise, prefix | rectified | flow   | low   |
+| flash-grpo    | one a group, from the noisy half           | step                | rectified | linear | white |
+| flow-grpo     | all but the last                           | nothing             | 1         | flow   | white |
+| dance-grpo    | all but the last                           | noise               | 1         | dance  | white |
+| mix-grpo      | a window of 4 that moves towards the data  | steps               | 1         | flow   | white |
+| diffusion-nft | none: the loss is on the forward process   | nothing             | 1         | -      | -     |
+
+Low noise (`band`) is ours: the stochastic step moves the low spatial frequencies only, see `flow.band`.
 
 Sources: reelign arXiv 2604.25427; Flow-GRPO 2505.05470; DanceGRPO 2505.07818; MixGRPO 2507.21802; DiffusionNFT
 2509.16117. Each row is the idea of the work at this recipe's group size and rate, not a copy of its hyperparameters.
@@ -31,11 +33,11 @@ Preset = Literal["reelign", "flash-grpo", "flow-grpo", "dance-grpo", "mix-grpo",
 
 PRESETS: dict[str, dict[str, Any]] = {
     "reelign": {},
-    "flash-grpo": {"law": "linear", "shared_noise": False},
-    "flow-grpo": {"steps": "all", "shared_noise": False, "weight": "none"},
-    "dance-grpo": {"steps": "all", "weight": "none", "law": "dance", "noise_level": 0.3},
-    "mix-grpo": {"steps": "window", "shared_noise": False, "weight": "none"},
-    "diffusion-nft": {"objective": "nft", "shared_noise": False, "weight": "none"},
+    "flash-grpo": {"law": "linear", "band": 1.0, "shared_noise": False},
+    "flow-grpo": {"steps": "all", "band": 1.0, "shared_noise": False, "weight": "none"},
+    "dance-grpo": {"steps": "all", "band": 1.0, "weight": "none", "law": "dance", "noise_level": 0.3},
+    "mix-grpo": {"steps": "window", "band": 1.0, "shared_noise": False, "weight": "none"},
+    "diffusion-nft": {"objective": "nft", "iso_temporal": False, "shared_noise": False, "weight": "none"},
 }
 """What each preset changes in the defaults of `Algorithm`, which are `reelign`."""
 
@@ -48,6 +50,12 @@ class Algorithm(BaseModel):
     objective: Literal["grpo", "nft"] = Field(default="grpo", description="Policy gradient, or DiffusionNFT's loss.")
     law: LawName = Field(default="flow", description="How much noise a stochastic step adds.")
     noise_level: float = Field(default=0.7, gt=0, description="Level of the law: a, eta or tau.")
+    band: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="Share of the frequencies of height and of width that stochastic steps explore; 1 is white noise.",
+    )
     steps: Literal["one", "window", "all"] = Field(default="one", description="Which transitions are stochastic.")
     rollout_steps: int | None = Field(
         default=None,
@@ -58,7 +66,11 @@ class Algorithm(BaseModel):
     last: float = Field(default=0.5, gt=0, le=1, description="Share of the grid at which they end ('one', 'window').")
     window: int = Field(default=4, ge=1, description="Steps in the moving window.")
     window_stays: int = Field(default=8, ge=1, description="Updates before the window moves on by one step.")
-    iso_temporal: bool = Field(default=True, description="Clips of a group are stochastic at the same step.")
+    iso_temporal: bool = Field(
+        default=True,
+        description="Clips of a group are stochastic at the same step; in DiffusionNFT, learned from at the same noise "
+        "levels and with the same noise.",
+    )
     shared_noise: bool = Field(default=True, description="Clips of a group start from the same noise.")
     weight: Literal["none", "rectified", "guard"] = Field(default="rectified", description="How loud a step is.")
     denominator: Denominator = Field(default="group", description="What an advantage is measured in.")
@@ -70,6 +82,7 @@ class Algorithm(BaseModel):
         default="both",
         description="Guidance in all steps, in none, or in all but the trained steps, whose policy is then unguided.",
     )
+    nft_levels: int = Field(default=1, ge=1, description="Noise levels at which DiffusionNFT learns from each clip.")
     nft_beta: float = Field(default=1.0, gt=0, description="How far DiffusionNFT mirrors the policy about the old one.")
 
     @model_validator(mode="before")
@@ -94,7 +107,7 @@ class Algorithm(BaseModel):
     @property
     def noise_law(self) -> NoiseLaw:
         """The law of the stochastic steps."""
-        return NoiseLaw(self.law, self.noise_level)
+        return NoiseLaw(self.law, self.noise_level, self.band)
 
     @property
     def branches(self) -> bool:

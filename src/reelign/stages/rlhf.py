@@ -260,17 +260,23 @@ class Trainer:
             yield trajectory_loss(self.model, self.reference, lesson, self.algorithm, self.replayed, told)
 
     def nft_losses(self, rollouts: Sequence[Rollout], advantages: Tensor, told: Told) -> Iterator[Tensor]:
-        """DiffusionNFT on every sampled clip; its level of the grid and its noise follow from its place."""
-        start, first = 0, self.context.world.rank * len(advantages)
-        for found in rollouts:
-            clips = range(start, start + len(found.latents))
-            start = clips.stop
-            sources = [generator("nft", self.context.seed, self.update, first + clip) for clip in clips]
-            grid = self.sampler.grid.to(found.latents)
-            levels = torch.stack([grid[int(torch.randint(len(grid) - 1, (1,), generator=g))] for g in sources])
-            noise = torch.stack([torch.randn(found.latents.shape[1:], generator=g) for g in sources])
-            worth = advantages[clips.start : clips.stop].to(levels)
-            yield forward_process_loss(self.model, found, worth, levels, noise.to(found.latents), self.algorithm, told)
+        """DiffusionNFT on every sampled clip at `nft_levels` levels of the grid. Level and noise follow from the clip's
+        place, or from its group's when the groups are iso-temporal: what the clips have in common then cancels."""
+        algorithm, first = self.algorithm, self.context.world.rank * len(advantages)
+        together = self.config.group_size if algorithm.iso_temporal else 1
+        for repeat in range(algorithm.nft_levels):
+            start = 0
+            for found in rollouts:
+                clips = range(start, start + len(found.latents))
+                start = clips.stop
+                keys = [(self.context.seed, self.update, repeat, (first + clip) // together) for clip in clips]
+                sources = [generator("nft", *key) for key in keys]
+                grid = self.sampler.grid.to(found.latents)
+                levels = torch.stack([grid[int(torch.randint(len(grid) - 1, (1,), generator=g))] for g in sources])
+                noise = torch.stack([torch.randn(found.latents.shape[1:], generator=g) for g in sources])
+                worth, noise = advantages[clips.start : clips.stop].to(levels), noise.to(found.latents)
+                loss = forward_process_loss(self.model, found, worth, levels, noise, algorithm, told)
+                yield loss / algorithm.nft_levels
 
     def validated(self) -> float:
         """Mean of all axes of the held-out judge on held-out prompts, with the averaged weights and the deployment
@@ -343,14 +349,14 @@ class Clock:
 
 
 def training_sampler(deployed: SampleConfig, algorithm: Algorithm) -> SampleConfig:
-    """The deployment sampler on the very same grid (of fewer steps, if the algorithm says so), but with Euler steps,
-    which a stochastic step can replace."""
-    changes = {
-        "solver": "euler",
-        "spacing": deployed.spacing or deployed.solver,
+    """The deployment sampler on the very same grid (of fewer steps, if the algorithm says so). For a policy gradient it
+    takes Euler steps, which a stochastic step can replace; DiffusionNFT learns from the clips of any sampler."""
+    changes: dict[str, Any] = {
         "guidance_scale": 1.0 if algorithm.guidance == "none" else deployed.guidance_scale,
         "steps": algorithm.rollout_steps or deployed.steps,
     }
+    if algorithm.objective == "grpo":
+        changes |= {"solver": "euler", "spacing": deployed.spacing or deployed.solver}
     return deployed.model_copy(update=changes)
 
 
