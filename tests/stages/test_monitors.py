@@ -48,6 +48,7 @@ def test_what_is_as_it_was_or_better_raises_nothing():
         ({"text": -0.08}, "held-out text"),
         ({"motion": -0.05}, "held-out motion"),
         ({"still": 9}, "stillness"),
+        ({"dynamic_degree": -0.05}, "slowness"),
         ({"exposure": -0.2}, "exposure"),
         ({"foreground": -0.15}, "foreground"),
         ({"foreground": 0.2}, "foreground"),
@@ -59,7 +60,9 @@ def test_each_drift_raises_its_own_alarm(changes, name):
     assert names(**changes) == [name]
 
 
-@pytest.mark.parametrize("changes", [{"text": -0.02}, {"still": 1}, {"exposure": -0.02}, {"failing": 2}])
+@pytest.mark.parametrize(
+    "changes", [{"text": -0.02}, {"still": 1}, {"dynamic_degree": -0.01}, {"exposure": -0.02}, {"failing": 2}]
+)
 def test_small_drifts_raise_nothing(changes):
     assert names(**changes) == []
 

@@ -265,7 +265,9 @@ def test_an_iso_temporal_group_is_learned_from_at_the_same_levels_and_noise(tmp_
     numbers = taught.one_update()
     clips = taught.config.prompts_per_update * taught.config.group_size
     assert numbers["nfe_trained"] == 2 * clips
-    levels, noise = (torch.cat(parts).unflatten(0, (2, -1, taught.config.group_size)) for parts in zip(*seen, strict=True))
+    levels, noise = (
+        torch.cat(parts).unflatten(0, (2, -1, taught.config.group_size)) for parts in zip(*seen, strict=True)
+    )
     assert bool((levels == levels[:, :, :1]).all() and (noise == noise[:, :, :1]).all()) is together
     assert not torch.equal(noise[0], noise[1])
     assert not torch.equal(noise[:, 0], noise[:, 1])

@@ -19,7 +19,7 @@ from reelign.evaluate.statistics import Interval, bootstrap_mean
 
 STILL = 0.02
 """Dynamic degree (frame diagonals a second) below which a clip counts as still."""
-LEAST_CHANGE = {"axis": 0.03, "still": 0.08, "exposure": 0.05, "foreground": 0.25, "diversity": 0.35}
+LEAST_CHANGE = {"axis": 0.03, "still": 0.08, "slower": 0.1, "exposure": 0.05, "foreground": 0.25, "diversity": 0.35}
 """Changes smaller than this are no alarm, however certain: scores, shares, or relative to the parent's."""
 LEAST_RETENTION, LEAST_CHECKS = 0.85, 20
 
@@ -83,13 +83,25 @@ def _axes(parent: Evaluation, now: Evaluation) -> list[Alarm]:
 
 
 def _motion(parent: Evaluation, now: Evaluation) -> list[Alarm]:
-    change = _change(parent, now, lambda item: float(item.measures["dynamic_degree"] < STILL))
-    if change.low <= 0 or change.value < LEAST_CHANGE["still"]:
-        return []
-    before, after = (
-        np.mean([item.measures["dynamic_degree"] < STILL for item in found.items]) for found in (parent, now)
-    )
-    return [Alarm("stillness", f"the share of still videos grew from {before:.0%} to {after:.0%}")]
+    """Clips that stand still, and clips that still move but less: slower is smoother and sharper to many a reward."""
+    found = []
+    change = _change(parent, now, lambda item: float(_dynamics(item) < STILL))
+    if change.low > 0 and change.value >= LEAST_CHANGE["still"]:
+        before, after = (np.mean([_dynamics(item) < STILL for item in e.items]) for e in (parent, now))
+        found.append(Alarm("stillness", f"the share of still videos grew from {before:.0%} to {after:.0%}"))
+    was = {item.key: _dynamics(item) for item in parent.items}
+    moving = [item for item in now.items if min(_dynamics(item), was[item.key]) >= STILL]
+    if moving:
+        usual = float(np.mean([was[item.key] for item in moving]))
+        slower = [_dynamics(item) / usual - was[item.key] / usual for item in moving]
+        change = bootstrap_mean(slower, [item.prompt for item in moving])
+        if change.high < 0 and change.value < -LEAST_CHANGE["slower"]:
+            found.append(Alarm("slowness", f"what moves has become {-change.value:.0%} slower"))
+    return found
+
+
+def _dynamics(item: Item) -> float:
+    return item.measures["dynamic_degree"]
 
 
 def _looks(parent: Evaluation, now: Evaluation) -> list[Alarm]:

@@ -1,0 +1,143 @@
+"""How much of a policy's gradient repeats: the agreement of independent estimates, for several ways to estimate it.
+
+    python benchmarks/rl_gradients.py --parent runs/demo/sft/model --sets 8
+
+Every set has prompts and noise of its own. For each variant the table has the mean cosine between the gradients of two
+sets: with the training judge's advantages (does the estimate repeat), and of the training judge's in one set with the
+evaluation judge's in the other (does it lead where the held-out judge looks). Where the signal has the length S and
+the noise N, the cosine is S^2 / (S^2 + N^2). Then the same after what Adam does to a gradient, for several `eps`.
+The evaluation judge is asked here to measure, never in training. Writes `rl_gradients.json` and `.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tempfile
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reelign.data.clip import Clip
+from reelign.flow.policy import group_advantages
+from reelign.miniature.captions import read_prompt
+from reelign.miniature.judge import judge
+from reelign.miniature.judgement import AXES
+from reelign.recipe import Recipe, load_recipe
+from reelign.stages.algorithm import Algorithm
+from reelign.stages.objectives import Told
+from reelign.stages.rlhf import Trainer
+from reelign.stages.rollout import Rollout, roll_out, to_clips
+from rl_ablation import trainer
+from rl_runs import write
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "policy gradient, white noise": {"preset": "reelign", "band": 1.0},
+    "policy gradient, low half of the frequencies": {"preset": "reelign", "band": 0.5},
+    "policy gradient, low half, first quarter of the steps": {"preset": "reelign", "band": 0.5, "last": 0.25},
+    "DiffusionNFT, each clip at its own level and noise": {"preset": "diffusion-nft"},
+    "DiffusionNFT, a group at one level and noise": {"preset": "diffusion-nft", "iso_temporal": True},
+    "the same at three levels": {"preset": "diffusion-nft", "iso_temporal": True, "nft_levels": 3},
+}
+EPSILONS = (1e-8, 1e-5, 1e-4, 1e-3)
+
+
+def main() -> None:
+    """Measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", type=Path, default=Path("recipes/miniature-rlhf.yaml"))
+    parser.add_argument("--parent", required=True, help="the SFT artifact")
+    parser.add_argument("--sets", type=int, default=8, help="independent estimates")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/rl_gradients"))
+    arguments = parser.parse_args()
+    recipe = load_recipe(arguments.recipe, [f"model={arguments.parent}"])
+    rows = {name: measured(recipe, change, arguments.sets) for name, change in VARIANTS.items()}
+    write(arguments.out, {"sets": arguments.sets, "variants": rows}, table(rows))
+
+
+def measured(recipe: Recipe, change: dict[str, Any], sets: int) -> dict[str, Any]:
+    """Agreement of the gradients of some sets, plain and after Adam's division."""
+    assert recipe.rlhf is not None
+    shared = {"guidance": recipe.rlhf.algorithm.guidance, "rollout_steps": recipe.rlhf.algorithm.rollout_steps}
+    algorithm = Algorithm.model_validate(shared | change)
+    ours, theirs = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        taught = trainer(recipe, algorithm, Path(folder))
+        for taught.update in range(sets):
+            rollouts, rewards, held_out = judged_groups(taught)
+            for found, scores, weights in (
+                (ours, rewards, taught.rewards.weights),
+                (theirs, held_out, dict.fromkeys(AXES, 1.0)),
+            ):
+                worth = group_advantages(scores, weights, algorithm.denominator, algorithm.advantage_bound)
+                found.append(gradient(taught, rollouts, taught.own(worth)))
+    root = torch.stack(ours).square().mean(0).sqrt()
+    divided = {eps: [[g / (root + eps) for g in part] for part in (ours, theirs)] for eps in EPSILONS}
+    return {
+        "repeats": agreement(ours, ours),
+        "transfers": agreement(ours, theirs),
+        "root_mean_square": float(root.square().mean().sqrt()),
+        "after_adam": {f"{eps:g}": agreement(*parts) for eps, parts in divided.items()},
+    }
+
+
+def judged_groups(taught: Trainer) -> tuple[list[Rollout], dict[str, Tensor], dict[str, Tensor]]:
+    """The rollouts of an update, the rewards and the held-out scores by name, (prompts, group)."""
+    context, group = taught.context, taught.config.group_size
+    rollouts, answers, scores = [], [], {axis: [] for axis in AXES}
+    for chunk in taught.chunks():
+        found = roll_out(
+            taught.model, chunk, group, taught.algorithm, taught.sampler, context.battery, taught.update, context.seed
+        )
+        clips = to_clips(taught.model, found, chunk, group, context.battery)
+        rollouts.append(found)
+        answers.append(taught.judges.submit(taught.rewards, clips))
+        for clip in clips:
+            for axis, score in held_out_scores(clip).items():
+                scores[axis].append(score)
+    gold = {axis: torch.tensor(values, dtype=torch.float64).view(-1, group) for axis, values in scores.items()}
+    return rollouts, taught.gathered(answers), gold
+
+
+def held_out_scores(clip: Clip) -> dict[str, float]:
+    """The evaluation judge's verdict on a clip of the recipe's prompts."""
+    asked = read_prompt(clip.prompt)
+    assert asked is not None
+    return judge(clip.frames, asked.scene, asked.stated).scores
+
+
+def gradient(taught: Trainer, rollouts: list[Rollout], advantages: Tensor) -> Tensor:
+    """Of the update's loss, all trained weights in one float64 vector."""
+    losses = taught.nft_losses if taught.algorithm.objective == "nft" else taught.policy_losses
+    for parameter in taught.trainee.parameters.values():
+        parameter.grad = None
+    for loss in losses(rollouts, advantages, Told()):
+        loss.sum().backward()
+    grads = [parameter.grad for parameter in taught.trainee.parameters.values()]
+    return torch.cat([grad.flatten() for grad in grads if grad is not None]).double() / len(advantages)
+
+
+def agreement(one: list[Tensor], other: list[Tensor]) -> dict[str, float]:
+    """Mean cosine over pairs of different sets, and its standard error as if the pairs were independent."""
+    pairs = [(i, j) for i, j in product(range(len(one)), repeat=2) if (i < j if one is other else i != j)]
+    cosines = [float(one[i] @ other[j] / (one[i].norm() * other[j].norm())) for i, j in pairs]
+    return {"mean": float(np.mean(cosines)), "error": float(np.std(cosines) / math.sqrt(len(cosines)))}
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """As Markdown."""
+    adam = " | ".join(f"transfers, Adam at eps {eps:g}" for eps in EPSILONS)
+    lines = [f"| gradient | repeats | transfers | {adam} |", "|---" * (3 + len(EPSILONS)) + "|"]
+    for name, row in rows.items():
+        found = [row["repeats"], row["transfers"], *row["after_adam"].values()]
+        cells = " | ".join(f"{value['mean']:+.3f} ± {value['error']:.3f}" for value in found)
+        lines.append(f"| {name} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
