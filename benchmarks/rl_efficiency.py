@@ -25,6 +25,7 @@ BUDGETS = {
     "dance-grpo": 24,
     "mix-grpo": 32,
     "diffusion-nft": 40,
+    "reelign-nft": 40,
 }
 """Updates of each preset."""
 EVERY = 4

@@ -40,8 +40,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "policy gradient, low half of the frequencies": {"preset": "reelign", "band": 0.5},
     "policy gradient, low half, first quarter of the steps": {"preset": "reelign", "band": 0.5, "last": 0.25},
     "DiffusionNFT, each clip at its own level and noise": {"preset": "diffusion-nft"},
-    "DiffusionNFT, a group at one level and noise": {"preset": "diffusion-nft", "iso_temporal": True},
-    "the same at three levels": {"preset": "diffusion-nft", "iso_temporal": True, "nft_levels": 3},
+    "reelign-nft: a group at the same level and noise": {"preset": "reelign-nft", "nft_levels": 1},
+    "reelign-nft: at two levels": {"preset": "reelign-nft"},
 }
 EPSILONS = (1e-8, 1e-5, 1e-4, 1e-3)
 

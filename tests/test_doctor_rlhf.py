@@ -90,7 +90,7 @@ def test_a_sound_recipe_passes_every_finding_and_nothing_is_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["miniature-rlhf", "hacked"])
+@pytest.mark.parametrize("name", ["miniature-rlhf", "miniature-users", "hacked"])
 def test_the_recipes_of_the_miniature_pass_every_finding(name):
     found = examine(load_recipe(DEMO.with_name(f"{name}.yaml"), ["model=miniature", "sampler.steps=6"]))
     assert [finding for finding in found if not finding.passed] == []
@@ -260,7 +260,8 @@ def test_a_model_that_keeps_a_cpu_busy_for_hours_is_only_counted(monkeypatch):
 
 def test_evaluations_are_counted_as_they_are_spent():
     """Presets, with and without guidance, in part of the grid, and learning from some clips only."""
-    changes = [(f"rlhf.algorithm.preset={preset}",) for preset in ("reelign", "mix-grpo", "flow-grpo", "diffusion-nft")]
+    presets = ("reelign", "mix-grpo", "flow-grpo", "diffusion-nft", "reelign-nft")
+    changes = [(f"rlhf.algorithm.preset={preset}",) for preset in presets]
     changes += [
         ("rlhf.algorithm.guidance=rollout",),
         ("rlhf.algorithm.guidance=rollout", "rlhf.algorithm.iso_temporal=false", "rlhf.micro_batch=3"),

@@ -212,7 +212,7 @@ def trainer(folder: Path, **changes) -> Trainer:
         {"preset": "mix-grpo", "denominator": "max_group"},
         {"preset": "dance-grpo", "denominator": "batch"},
         {"preset": "diffusion-nft"},
-        {"preset": "diffusion-nft", "iso_temporal": True, "nft_levels": 2},
+        {"preset": "reelign-nft"},
     ],
     ids=lambda values: "-".join(map(str, values.values())) or "reelign",
 )
@@ -260,7 +260,7 @@ def test_an_iso_temporal_group_is_learned_from_at_the_same_levels_and_noise(tmp_
         return forward_process_loss(model, rollout, advantages, levels, noise, algorithm, told)
 
     monkeypatch.setattr("reelign.stages.rlhf.forward_process_loss", recorded)
-    changes = {"preset": "diffusion-nft", "iso_temporal": together, "nft_levels": 2}
+    changes = {"preset": "reelign-nft", "iso_temporal": together}
     taught = trainer(tmp_path, algorithm=changes)
     numbers = taught.one_update()
     clips = taught.config.prompts_per_update * taught.config.group_size

@@ -80,7 +80,7 @@ def _rank(recipe: Recipe, config: RlhfConfig, update: int, positions: range) -> 
     parts = steps.split(max(1, config.micro_batch // branches))
     rollout = sum(_sampled(part, branches, sampler, algorithm.guidance == "both") for part in parts)
     if algorithm.objective == "nft":
-        return rollout, len(rows)
+        return rollout, len(rows) * algorithm.nft_levels
     learned = config.select / group if config.select is not None and branches == 1 else 1.0
     guided = algorithm.guidance == "both" and sampler.guidance_scale != 1
     return rollout, round(int(steps.sum()) * learned) * (2 if guided else 1)

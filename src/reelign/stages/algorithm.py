@@ -8,8 +8,11 @@
 | dance-grpo    | all but the last                           | noise               | 1         | dance  | white |
 | mix-grpo      | a window of 4 that moves towards the data  | steps               | 1         | flow   | white |
 | diffusion-nft | none: the loss is on the forward process   | nothing             | 1         | -      | -     |
+| reelign-nft   | none                                       | level, noise        | 1         | -      | -     |
 
-Low noise (`band`) is ours: the stochastic step moves the low spatial frequencies only, see `flow.band`.
+Low noise (`band`) is ours: the stochastic step moves the low spatial frequencies only, see `flow.band`. So is what
+`reelign-nft` changes in DiffusionNFT: all clips of a group are learned from at the same two levels and with the same
+noise, so that what they have in common cancels (`benchmarks/rl_gradients.py`).
 
 Sources: reelign arXiv 2604.25427; Flow-GRPO 2505.05470; DanceGRPO 2505.07818; MixGRPO 2507.21802; DiffusionNFT
 2509.16117. Each row is the idea of the work at this recipe's group size and rate, not a copy of its hyperparameters.
@@ -29,7 +32,7 @@ from reelign.flow.policy import Denominator
 from reelign.flow.step import LawName, NoiseLaw
 from reelign.sampling.noise import generator
 
-Preset = Literal["reelign", "flash-grpo", "flow-grpo", "dance-grpo", "mix-grpo", "diffusion-nft"]
+Preset = Literal["reelign", "flash-grpo", "flow-grpo", "dance-grpo", "mix-grpo", "diffusion-nft", "reelign-nft"]
 
 PRESETS: dict[str, dict[str, Any]] = {
     "reelign": {},
@@ -38,6 +41,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "dance-grpo": {"steps": "all", "band": 1.0, "weight": "none", "law": "dance", "noise_level": 0.3},
     "mix-grpo": {"steps": "window", "band": 1.0, "shared_noise": False, "weight": "none"},
     "diffusion-nft": {"objective": "nft", "iso_temporal": False, "shared_noise": False, "weight": "none"},
+    "reelign-nft": {
+        "objective": "nft",
+        "shared_noise": False,
+        "weight": "none",
+        "denominator": "batch",
+        "nft_levels": 2,
+    },
 }
 """What each preset changes in the defaults of `Algorithm`, which are `reelign`."""
 
