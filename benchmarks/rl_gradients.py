@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from reelign.data.clip import Clip
+from reelign.doctor.rehearsal import judged, sample_groups
 from reelign.flow.policy import group_advantages
 from reelign.miniature.captions import read_prompt
 from reelign.miniature.judge import judge
@@ -31,7 +32,7 @@ from reelign.recipe import Recipe, load_recipe
 from reelign.stages.algorithm import Algorithm
 from reelign.stages.objectives import Told
 from reelign.stages.rlhf import Trainer
-from reelign.stages.rollout import Rollout, roll_out, to_clips
+from reelign.stages.rollout import Rollout
 from rl_ablation import trainer
 from rl_runs import write
 
@@ -87,20 +88,11 @@ def measured(recipe: Recipe, change: dict[str, Any], sets: int) -> dict[str, Any
 
 def judged_groups(taught: Trainer) -> tuple[list[Rollout], dict[str, Tensor], dict[str, Tensor]]:
     """The rollouts of an update, the rewards and the held-out scores by name, (prompts, group)."""
-    context, group = taught.context, taught.config.group_size
-    rollouts, answers, scores = [], [], {axis: [] for axis in AXES}
-    for chunk in taught.chunks():
-        found = roll_out(
-            taught.model, chunk, group, taught.algorithm, taught.sampler, context.battery, taught.update, context.seed
-        )
-        clips = to_clips(taught.model, found, chunk, group, context.battery)
-        rollouts.append(found)
-        answers.append(taught.judges.submit(taught.rewards, clips))
-        for clip in clips:
-            for axis, score in held_out_scores(clip).items():
-                scores[axis].append(score)
-    gold = {axis: torch.tensor(values, dtype=torch.float64).view(-1, group) for axis, values in scores.items()}
-    return rollouts, taught.gathered(answers), gold
+    groups = sample_groups(taught, taught.algorithm)
+    rewards, _ = judged(taught, groups.clips)
+    rows = [held_out_scores(clip) for clip in groups.clips]
+    gold = {axis: torch.tensor([row[axis] for row in rows]).double() for axis in AXES}
+    return groups.rollouts, rewards, {axis: values.view(-1, taught.config.group_size) for axis, values in gold.items()}
 
 
 def held_out_scores(clip: Clip) -> dict[str, float]:

@@ -61,7 +61,8 @@ HALF_UNREST = 9.0
 def training_judge(frames: np.ndarray, scene: Scene, stated: Sequence[str] = ATTRIBUTES) -> Judgement:
     """Judge a video, uint8 (T, 32, 32, 3) at 8 fps, against the scene that was asked for."""
     seen = trace(frames)
-    motion, speed = _motion(_reconnected(seen.centres))
+    track = _reconnected(seen.centres)
+    motion, speed = _motion(track)
     apart = {
         "colour": _colours(seen),
         "shape": _shapes(seen),
@@ -76,7 +77,7 @@ def training_judge(frames: np.ndarray, scene: Scene, stated: Sequence[str] = ATT
     passed = {name: there and _nearest(apart[name]) == getattr(scene, name) for name in stated}
     text = np.mean([_clearness(apart[name], getattr(scene, name)) for name in stated]) if there else 0.0
     visual = _visual(seen, *(_nearest(apart[name]) for name in ("colour", "shape", "background")))
-    movement = _movement(seen, scene, _pace(seen.centres, scene, motion, speed))
+    movement = _movement(seen, scene, _pace(track, scene, motion, speed))
     return Judgement(
         float(text),
         float(np.prod(list(visual.values()))),
@@ -272,8 +273,8 @@ def _movement(seen: Outlines, scene: Scene, pace: float) -> dict[str, float]:
     }
 
 
-def _pace(centres: np.ndarray, scene: Scene, motion: str, speed: str) -> float:
-    """Share of its way that the object covers, at most 1.
+def _pace(track: np.ndarray, scene: Scene, motion: str, speed: str) -> float:
+    """Share of its way that the object covers on its track (T, 2) without jumps, at most 1.
 
     Due is the way of the motion and speed that are seen: a clip of another speed than the asked one lacks no motion, it
     shows the wrong one. Without this a policy finds that the slower, the smoother and the sharper, and slows down.
@@ -286,7 +287,7 @@ def _pace(centres: np.ndarray, scene: Scene, motion: str, speed: str) -> float:
         "circling": 2 * np.pi * ORBIT * TURNS[speed],
         "bouncing": 2 * BOUNCE_HEIGHT * BOUNCES[speed],
     }.get(motion, TRAVEL[speed])
-    way = float(np.linalg.norm(np.diff(_calm(_reconnected(centres)), axis=0), axis=1).sum())
+    way = float(np.linalg.norm(np.diff(_calm(track), axis=0), axis=1).sum())
     return min(1.0, way / (DUE_WAY * due))
 
 

@@ -9,7 +9,7 @@ training reward rose, is an alarm in a plain sentence.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -90,13 +90,12 @@ def _motion(parent: Evaluation, now: Evaluation) -> list[Alarm]:
         before, after = (np.mean([_dynamics(item) < STILL for item in e.items]) for e in (parent, now))
         found.append(Alarm("stillness", f"the share of still videos grew from {before:.0%} to {after:.0%}"))
     was = {item.key: _dynamics(item) for item in parent.items}
-    moving = [item for item in now.items if min(_dynamics(item), was[item.key]) >= STILL]
+    moving = tuple(item for item in now.items if min(_dynamics(item), was[item.key]) >= STILL)
     if moving:
         usual = float(np.mean([was[item.key] for item in moving]))
-        slower = [_dynamics(item) / usual - was[item.key] / usual for item in moving]
-        change = bootstrap_mean(slower, [item.prompt for item in moving])
-        if change.high < 0 and change.value < -LEAST_CHANGE["slower"]:
-            found.append(Alarm("slowness", f"what moves has become {-change.value:.0%} slower"))
+        change = _change(parent, replace(now, items=moving), _dynamics)
+        if change.high < 0 and change.value < -LEAST_CHANGE["slower"] * usual:
+            found.append(Alarm("slowness", f"what moves has become {-change.value / usual:.0%} slower"))
     return found
 
 
