@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FSDPModule
 from reelign.train.checkpoint import Checkpoints
 from reelign.train.ema import Ema
 from reelign.train.optim import OptimConfig, Optimizer
-from reelign.train.parallel import World, full
+from reelign.train.parallel import World, full, leave
 
 WIDTH = 6
 
@@ -169,3 +169,4 @@ def run_ranks(ranks: int, job: Job) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     train(Job(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))
+    leave(0)
