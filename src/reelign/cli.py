@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -209,6 +210,40 @@ def export(
     console.print(f"wrote [bold]{export_model(model, out, merge)}[/]")
 
 
+@app.command()
+def pairs(
+    source: Annotated[
+        str, typer.Argument(help="The word 'miniature', a dataset, a list of captions, or a file of pairs.")
+    ],
+    out: Annotated[Path, typer.Option(help="The pairs to write, JSON lines.")],
+    count: Annotated[
+        int | None, typer.Option(min=1, help="How many pairs; by default one for each caption, or all there are.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same pairs.")] = 0,
+    way: Annotated[
+        Literal["inversion", "file", "endpoint"] | None,
+        typer.Option("--from", help="By rules, as a file has them, or from a language model; by default as it fits."),
+    ] = None,
+    rewriter: Annotated[str | None, typer.Option(help="Whose rewrites to take from a file of pairs.")] = None,
+    url: Annotated[str | None, typer.Option(help="Whom to ask, for example http://localhost:8000/v1.")] = None,
+    model: Annotated[str | None, typer.Option(help="Name of the model there.")] = None,
+) -> None:
+    """Make pairs for a prompt enhancer: what a user types, and what the generator was trained on."""
+    from reelign.data.endpoint import ChatEndpoint
+    from reelign.inference.pairs import make_pairs, summary
+
+    if (url is None) != (model is None):
+        raise ReelignError("--url and --model go together: where a language model answers, and its name there.")
+    endpoint = ChatEndpoint(url=url, model=model) if url is not None and model is not None else None
+    with bars(console) if endpoint else nullcontext(lambda *_: None) as progress:
+        made = make_pairs(
+            source, out, way, count, seed, rewriter, endpoint, lambda done, total: progress("ask", done, total, "")
+        )
+    console.print(f"wrote [bold]{len(made)}[/] pairs to {escape(str(out))}", highlight=False)
+    for line in summary(made):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 @reward_app.command("serve")
 def reward_serve(
     recipe: RecipePath,
@@ -247,7 +282,9 @@ def reward_serve(
 @miniature_app.command("train")
 def miniature_train(
     out: Annotated[Path, typer.Option(help="Working folder; the same command resumes.")] = Path("runs/miniature"),
-    parts: Annotated[str, typer.Option(help="codec, base, capacity: which parts to train.")] = "codec,base,capacity",
+    parts: Annotated[str, typer.Option(help="codec, base, capacity, enhancer: which parts to train.")] = (
+        "codec,base,capacity,enhancer"
+    ),
 ) -> None:
     """Train the miniature from nothing: two hours on two cores, half of them for the capacity check."""
     from reelign.miniature.train import train

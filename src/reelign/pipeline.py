@@ -15,7 +15,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,28 +25,34 @@ from pydantic import BaseModel
 import reelign
 from reelign.data import curate as curate_module
 from reelign.data.curate import curate
+from reelign.enhancer.enhancer import load_enhancer
 from reelign.errors import ReelignError
 from reelign.evaluate import battery as battery_module
-from reelign.evaluate.battery import run_battery
+from reelign.evaluate.battery import BatteryConfig, run_battery
 from reelign.evaluate.ceilings import miniature_ceilings
 from reelign.evaluate.evaluation import Evaluation
 from reelign.evaluate.gate import Gate, gate
+from reelign.evaluate.gsb import OVERALL, compare
 from reelign.files import write_atomically
 from reelign.models.base import CARD
-from reelign.models.load import load_model
+from reelign.models.load import enhancer_folder, load_model
 from reelign.provenance import run_facts
 from reelign.recipe import CurateStage, Recipe, dump_recipe
 from reelign.report.page import build_report
+from reelign.report.summary import WITHOUT
+from reelign.stages import enhance as enhance_module
 from reelign.stages import rlhf as rlhf_module
 from reelign.stages import sft as sft_module
 from reelign.stages.context import Progress, StageContext, silent
+from reelign.stages.enhance import run_enhance
+from reelign.stages.enhance_recipe import EnhanceConfig
 from reelign.stages.rlhf import RlhfConfig, run_rlhf
 from reelign.stages.sft import SftConfig, run_sft
 from reelign.train.ledger import Ledger
 from reelign.train.loop import Interrupt
 from reelign.train.parallel import World
 
-STAGES = ("sft", "rlhf")
+STAGES = ("sft", "rlhf", "enhance")
 """Training stages in their order, by their key in a recipe."""
 FOOTAGE = Path(__file__).parent / "miniature" / "assets" / "footage"
 
@@ -97,6 +103,8 @@ class _Run:
             self._sft(recipe.sft, dataset)
         if recipe.rlhf is not None:
             self._rlhf(recipe.rlhf, "sft" if recipe.sft is not None else "base")
+        if recipe.enhance is not None:
+            self._enhance(recipe.enhance, names[names.index("enhance") - 1])
         report = self.folder / "report" / "index.html"
         if self.world.is_main:
             self.progress("report", 0, 1, "")
@@ -159,6 +167,18 @@ class _Run:
             lambda folder: str(run_rlhf(self._context(folder, made["artifact"], None), config)),
         )
 
+    def _enhance(self, config: EnhanceConfig, parent: str) -> None:
+        made = json.loads((self.folder / parent / "stage.json").read_text(encoding="utf-8"))
+        key = self._key(config, [made["fingerprint"]], enhance_module)
+        self._stage(
+            "enhance",
+            "Prompt enhancement",
+            parent,
+            key,
+            lambda folder: str(run_enhance(self._context(folder, made["artifact"], None), config)),
+            self._judge_enhanced,
+        )
+
     def _key(self, config: BaseModel, inputs: list[str], code: ModuleType) -> str:
         """Fingerprint of a training stage."""
         parts = {
@@ -185,7 +205,15 @@ class _Run:
             progress=self.progress,
         )
 
-    def _stage(self, name: str, title: str, parent: str | None, key: str, make: Callable[[Path], str]) -> None:
+    def _stage(
+        self,
+        name: str,
+        title: str,
+        parent: str | None,
+        key: str,
+        make: Callable[[Path], str],
+        judge: Callable[[str, str, Path, str | None], tuple[Evaluation, Gate]] | None = None,
+    ) -> None:
         """Make a stage's artifact, run the battery on it and compare it with its parent."""
         folder = self.folder / name
         marker = folder / "stage.json"
@@ -196,10 +224,7 @@ class _Run:
             _begin(folder, key)
         self.world.barrier()
         artifact = make(folder)
-        evaluation = self._evaluate(name, artifact, folder)
-        verdict = Gate(True, ())
-        if parent is not None:
-            verdict = gate(Evaluation.load(self.folder / parent / "evaluation.json"), evaluation)
+        evaluation, verdict = (judge or self._judge)(name, artifact, folder, parent)
         if self.world.is_main:
             facts = {
                 "name": name,
@@ -214,19 +239,53 @@ class _Run:
             write_atomically(marker, json.dumps(facts, indent=2))
         self.world.barrier()
 
-    def _evaluate(self, name: str, artifact: str, folder: Path) -> Evaluation:
+    def _judge(self, name: str, artifact: str, folder: Path, parent: str | None) -> tuple[Evaluation, Gate]:
+        """The recipe's battery on an artifact, and the gate against its parent on the same."""
+        evaluation = self._evaluate(name, artifact, self.recipe.battery, folder)
+        if parent is None:
+            return evaluation, Gate(True, ())
+        return evaluation, gate(Evaluation.load(self.folder / parent / "evaluation.json"), evaluation)
+
+    def _judge_enhanced(self, name: str, artifact: str, folder: Path, parent: str | None) -> tuple[Evaluation, Gate]:
+        """What the enhancer gains on the prompts that users type, and that it does no harm to full captions.
+
+        The generator is the same with and without it, so both sides are judged here.
+        """
+        own = self.recipe.battery
+        users = own.model_copy(update={"style": "user"}) if own.judge == "miniature" else own
+        plain = self._evaluate(f"{name}/without", artifact, users, folder / WITHOUT, enhanced=False)
+        evaluation = self._evaluate(name, artifact, users, folder)
+        reasons, figures = list(gate(plain, evaluation).reasons), []
+        if own != users:
+            before = Evaluation.load(self.folder / str(parent) / "evaluation.json")
+            full = self._evaluate(f"{name}/captions", artifact, own, folder / "captions")
+            reasons += [f"full captions: {reason}" for reason in gate(before, full).reasons]
+            found = compare(before, full)[OVERALL]
+            label = "Overall GSB on full captions, with the enhancer against without"
+            figures.append({"label": label, "note": "", "unit": "", **asdict(found)})
+        if self.world.is_main:
+            write_atomically(folder / "extra.json", json.dumps({"figures": figures}, indent=2))
+        return evaluation, Gate(not reasons, tuple(reasons))
+
+    def _evaluate(
+        self, name: str, artifact: str, battery: BatteryConfig, folder: Path, enhanced: bool = True
+    ) -> Evaluation:
+        """Run a battery, through the artifact's enhancer if it carries one; `folder` gets what it found."""
         with self.ledger.phase(f"{name}/evaluate") as cost:
             model = load_model(artifact, dtype=self.recipe.dtype, device=self.world.device)
+            rewriter = enhancer_folder(artifact) if enhanced else None
             evaluation = run_battery(
                 model,
-                self.recipe.battery,
+                battery,
                 self.recipe.sampler,
                 "test",
                 folder if self.world.is_main else None,
                 lambda done, total: self._tell(f"{name}: battery", done, total),
+                enhancer=load_enhancer(str(rewriter), device=self.world.device) if rewriter else None,
             )
             cost.nfe, cost.clips = evaluation.nfe, len(evaluation.items)
         if self.world.is_main:
+            folder.mkdir(parents=True, exist_ok=True)
             evaluation.save(folder / "evaluation.json")
         return evaluation
 

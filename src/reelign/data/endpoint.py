@@ -49,16 +49,23 @@ class ChatEndpoint(BaseModel):
     seconds: float = Field(default=60, gt=0, description="Time limit of one request.")
 
 
-def chat(endpoint: ChatEndpoint, content: Sequence[Mapping[str, Any]], **options: Any) -> str:
+def chat(endpoint: ChatEndpoint, content: Sequence[Mapping[str, Any]], system: str = "", **options: Any) -> str:
     """The words that a model answers to text and pictures, at temperature 0.
+
+    Args:
+        endpoint: who is asked.
+        content: the parts of the user's message.
+        system: instructions that come first, if there are any.
+        options: further keys of the request.
 
     Raises:
         EndpointError: there is no answer, or none with words.
     """
-    message = {"role": "user", "content": list(content)}
+    messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": list(content)})
     answer = exchange(
         endpoint.url.rstrip("/") + "/chat/completions",
-        {"model": endpoint.model, "messages": [message], "temperature": 0} | options,
+        {"model": endpoint.model, "messages": messages, "temperature": 0} | options,
         token=os.environ.get(endpoint.api_key_variable, ""),
         seconds=endpoint.seconds,
     )

@@ -7,7 +7,7 @@ only, and its validation and test halves share no scene; a battery of a user's o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from reelign.data.clip import Clip, write_clip
 from reelign.data.metrics import measure_clip
 from reelign.data.prompts import read_prompts
+from reelign.enhancer.enhancer import Enhancer
 from reelign.evaluate.evaluation import Evaluation, Item
 from reelign.miniature.captions import full_prompt, user_prompt
 from reelign.miniature.judge import judge
@@ -92,6 +93,7 @@ def run_battery(
     folder: Path | None = None,
     progress: Progress | None = None,
     measured: bool = False,
+    enhancer: Enhancer | None = None,
 ) -> Evaluation:
     """Sample and judge every clip of the battery.
 
@@ -103,16 +105,19 @@ def run_battery(
         folder: where the first `keep_clips` clips are written as `samples/ID.mp4`.
         progress: told after each batch.
         measured: whether each clip is measured without weights too, whatever the judge.
+        enhancer: rewrites the prompts for the model; the clips are judged by the prompts as they were.
 
     Returns:
         Scores per clip and axis; `Evaluation.nfe` and `.clips` are what it cost.
     """
     todo = tasks(config, split)
+    rewrites = enhancer([task.prompt for task in todo]) if enhancer is not None else []
+    said = {rewrite.prompt: rewrite.text for rewrite in rewrites}
     items: list[Item] = []
     nfe = 0
     for batch in _batches(todo, config.batch_size):
         frames, evaluations = generate_batch(
-            model, [(task.prompt, task.id) for task in batch], config, sampler, config.seed
+            model, [(said.get(task.prompt, task.prompt), task.id) for task in batch], config, sampler, config.seed
         )
         nfe += evaluations
         for task, video in zip(batch, frames, strict=True):
@@ -123,6 +128,8 @@ def run_battery(
             items.append(_judged(task, video, config, place, measured))
         if progress is not None:
             progress(len(items), len(todo))
+    for place, rewrite in enumerate(rewrites):
+        items[place] = replace(items[place], rewrite=rewrite.text, outcome=rewrite.label)
     axes = AXES if config.judge == "miniature" else tuple(items[0].scores)
     return Evaluation(
         battery={**config.model_dump(mode="json"), "split": split}, axes=axes, items=tuple(items), nfe=nfe

@@ -25,6 +25,8 @@ class Item:
         attributes: for each attribute that the prompt states, whether the clip shows it.
         clip: file relative to the evaluation, if the clip was kept.
         measures: what `reelign.data.metrics` measured, if it was asked to.
+        rewrite: what the generator was given in place of `prompt`, if there was an enhancer; the prompt is judged.
+        outcome: what the enhancer's guard said of it.
 
     Raises:
         ReelignError: a score is missing (None), not a number or not finite: a failure is never a score.
@@ -37,6 +39,8 @@ class Item:
     attributes: dict[str, bool]
     clip: str | None = None
     measures: dict[str, float] = field(default_factory=dict)
+    rewrite: str = ""
+    outcome: str = ""
 
     def __post_init__(self) -> None:
         for axis, score in self.scores.items():

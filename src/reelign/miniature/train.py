@@ -6,15 +6,14 @@ Parts, each seeded, checkpointed every few minutes and resumed by the same comma
 * the denoiser with its text encoder: the first `COMMON_STEPS` on clean pairs, where words and shapes are learned;
 * from there the base, on scraped-like pairs (`pairs.SCRAPED`): it takes over their faults;
 * and from there the capacity check, on clean pairs to the end, which is not shipped as a model. It proves that what the
-  base does badly is due to its data.
+  base does badly is due to its data;
+* the language model for prompt enhancement, by itself (`language.py`).
 
 The rates are from measurements at this size: Muon for the matrices inside the blocks, AdamW for the rest.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -29,7 +28,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reelign.flow.path import interpolate, velocity_target
 from reelign.miniature.build import GUIDANCE_SCALE, build_denoiser, build_text_encoder, build_tokenizer, make_pipeline
+from reelign.miniature.language import train_language
 from reelign.miniature.pairs import CLEAN, SCRAPED, PairQuality, pairs
+from reelign.miniature.schedule import set_rate
 from reelign.miniature.world import FPS, FRAMES, SIDE
 from reelign.models.base import NativeSize
 from reelign.models.codec import BlockCodec, to_blocks
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[str, int, int, float], None]
 """Called with (part, step, steps, loss)."""
 
+PARTS = ("codec", "base", "capacity", "enhancer")
 CODEC_STEPS, CODEC_BATCH = 3000, 16
 COMMON_STEPS = 2600
 DENOISER_STEPS = {"base": 5000, "capacity": 7000}
@@ -53,9 +55,14 @@ FLAT = 0.6
 SAVE_EVERY = 200
 
 
-def train(out: Path, parts: Iterable[str] = ("codec", "base", "capacity"), progress: Progress | None = None) -> Path:
-    """Train the asked parts under `out` and write `out/model` (base) or `out/capacity`, each a WanPipeline folder."""
+def train(out: Path, parts: Iterable[str] = PARTS, progress: Progress | None = None) -> Path:
+    """Train the asked parts under `out`: `model` (base) and `capacity` are WanPipeline folders, `enhancer` is one of
+    transformers'."""
     out.mkdir(parents=True, exist_ok=True)
+    if "enhancer" in parts:
+        train_language(out, progress)
+    if not set(parts) - {"enhancer"}:
+        return out / "enhancer"
     codec = train_codec(out, progress)
     for part in parts:
         if part in DENOISER_STEPS:
@@ -80,7 +87,7 @@ def train_codec(out: Path, progress: Progress | None = None) -> BlockCodec:
     quality = PairQuality(defects=0.3)
     source = pairs(CODEC_STEPS * CODEC_BATCH, quality, seed=1)
     for step, video in enumerate(_video_batches(islice(source, start * CODEC_BATCH, None), CODEC_BATCH), start):
-        _set_rate(optimizer, 2e-3, step, CODEC_STEPS, flat=0.4)
+        set_rate(optimizer, 2e-3, step, CODEC_STEPS, flat=0.4)
         error = codec.decode(codec.encode(video, return_dict=False)[0].mode(), return_dict=False)[0] - video
         loss = error.square().mean() + 0.02 * error.abs().mean()
         optimizer.zero_grad()
@@ -144,7 +151,7 @@ def train_denoiser(out: Path, part: str, codec: BlockCodec, progress: Progress |
     for step in range(start, until):
         generator = torch.Generator().manual_seed(step)
         for optimizer, rate in ((muon, 0.02), (adamw, 2e-3)):
-            _set_rate(optimizer, rate, step, DENOISER_STEPS.get(part, until), flat=1.0 if part == "common" else FLAT)
+            set_rate(optimizer, rate, step, DENOISER_STEPS.get(part, until), flat=1.0 if part == "common" else FLAT)
         rows = torch.randint(len(latents), (BATCH,), generator=generator)
         dropped = torch.rand(BATCH, generator=generator) < CAPTION_DROPOUT
         ids = torch.where(dropped[:, None], empty[0], tokens[rows])
@@ -251,13 +258,6 @@ def _chunks(source: Iterator, size: int) -> Iterator[list]:
         yield chunk
 
 
-def _set_rate(optimizer: torch.optim.Optimizer, rate: float, step: int, steps: int, flat: float) -> None:
-    """Warm up over 50 steps, hold until `flat` of the run, then go down to 2 % in a straight line."""
-    left = 1.0 if step < flat * steps else max(0.02, 1 - (step / steps - flat) / (1 - flat))
-    for group in optimizer.param_groups:
-        group["lr"] = rate * min(1.0, (step + 1) / 50) * left
-
-
 def _report(progress: Progress | None, part: str, step: int, steps: int, loss: float) -> None:
     if progress is not None:
         progress(part, step, steps, loss)
@@ -297,12 +297,3 @@ def _resume(
     if average is not None:
         average.update(state["average"])
     return int(state["step"])
-
-
-def fingerprint(folder: Path) -> str:
-    """SHA-256 over the weight files of a pipeline folder: the identity of a trained miniature."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.safetensors")):
-        digest.update(json.dumps(str(path.relative_to(folder))).encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from reelign.models.base import CARD, NativeSize, VideoModel
 from reelign.models.codec import BlockCodec
 from reelign.models.wan import WanModel
 
+ENHANCER = "enhancer"
+"""Folder of an artifact that holds its prompt enhancer; without weights beside it, the generator is the card's base."""
 MINIATURE = Path(__file__).parents[1] / "miniature" / "assets" / "model"
 FAMILIES = {"WanPipeline": WanModel}
 AUTOENCODERS = (BlockCodec,)
@@ -27,6 +30,8 @@ AUTOENCODERS = (BlockCodec,)
 def load_model(name: str | Path, dtype: str = "float32", device: torch.device | str | None = None) -> VideoModel:
     """Load a model; a LoRA artifact loads its base first and the adapter on top. A base that is a LoRA artifact itself
     is merged: a model carries one adapter at most.
+
+    An artifact that only adds an enhancer is its base.
 
     Args:
         name: 'miniature', an artifact of a run (its folder, or the stage folder that holds `model/`), a diffusers
@@ -44,6 +49,8 @@ def load_model(name: str | Path, dtype: str = "float32", device: torch.device | 
         merge_lora(model)
         load_lora(model, folder)
         return model
+    if folder is not None and not (folder / "model_index.json").exists():
+        return load_model(_card(folder, "base"), dtype, place)
     if folder is not None:
         _check_files(folder)
     pipeline = _load_pipeline(folder or str(name), getattr(torch, dtype))
@@ -59,7 +66,8 @@ def model_folder(name: str) -> Path | None:
         return MINIATURE
     path = Path(name)
     for candidate in (path, path / "model"):
-        if (candidate / "model_index.json").exists() or (candidate / "pytorch_lora_weights.safetensors").exists():
+        kinds = ("model_index.json", "pytorch_lora_weights.safetensors", f"{ENHANCER}/config.json")
+        if any((candidate / kind).exists() for kind in kinds):
             return candidate
     if path.exists():
         raise ReelignError(
@@ -71,6 +79,29 @@ def model_folder(name: str) -> Path | None:
             "a diffusers folder or a hub id such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers."
         )
     return None
+
+
+def enhancer_folder(name: str) -> Path | None:
+    """Where the prompt enhancer of a model lies; None when it carries none."""
+    folder = model_folder(name)
+    found = folder / ENHANCER if folder is not None else None
+    return found if found is not None and (found / "config.json").exists() else None
+
+
+def weights_identity(name: str) -> str:
+    """SHA-256 over the weights that a name stands for, its bases among them; of a hub id, over the id."""
+    folder = model_folder(name)
+    digest = hashlib.sha256()
+    if folder is None:
+        return hashlib.sha256(name.encode()).hexdigest()
+    if not (folder / "model_index.json").exists():
+        digest.update(weights_identity(_card(folder, "base")).encode())
+    for path in sorted(folder.rglob("*.safetensors")):
+        if path.parent != folder / ENHANCER:
+            digest.update(str(path.relative_to(folder)).encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _load_pipeline(source: Path | str, dtype: torch.dtype) -> WanPipeline:

@@ -11,8 +11,8 @@ import av
 from av.error import FFmpegError
 
 from reelign.errors import ReelignError
-from reelign.evaluate.evaluation import Item
-from reelign.report.summary import Stage
+from reelign.evaluate.evaluation import Evaluation, Item
+from reelign.report.summary import WITHOUT, Stage
 
 MOST_PROMPTS = 12
 MOST_BYTES = 24 * 2**20
@@ -47,14 +47,48 @@ class Showing:
         return max(max(film.width, film.height) for _, films in self.rows for film in films) <= 128
 
 
-def showing(stages: Sequence[Stage]) -> Showing | None:
-    """The first prompts of the battery that every judged stage kept a clip of, in the battery's order: not picked.
+@dataclass(frozen=True)
+class Judged:
+    """A model's run of a battery whose clips can be shown.
+
+    Attributes:
+        stage: number of the stage, which gives the colour.
+        title: what people call it.
+        evaluation: its items.
+        folder: what the items' clips are relative to.
+    """
+
+    stage: int
+    title: str
+    evaluation: Evaluation
+    folder: Path
+
+
+def of_stages(stages: Sequence[Stage]) -> list[Judged]:
+    """The runs of the run's own battery, one for each stage that came so far."""
+    return [
+        Judged(number, stage.title, stage.evaluation, stage.folder)
+        for number, stage in enumerate(stages)
+        if stage.evaluation is not None and stage.without is None
+    ]
+
+
+def of_addition(stages: Sequence[Stage]) -> list[Judged]:
+    """The two runs of the last stage that adds something to a model: without it and with it."""
+    for number, stage in reversed(list(enumerate(stages))):
+        if stage.evaluation is not None and stage.without is not None:
+            before = Judged(max(number - 1, 0), "As the user typed it", stage.without, stage.folder / WITHOUT)
+            return [before, Judged(number, stage.title, stage.evaluation, stage.folder)]
+    return []
+
+
+def showing(judged: Sequence[Judged]) -> Showing | None:
+    """The first prompts of the battery that every run kept a clip of, in the battery's order: not picked.
 
     Raises:
         ReelignError: a clip is damaged.
     """
-    judged = [(number, stage) for number, stage in enumerate(stages) if stage.evaluation is not None]
-    tables = [_clips(stage) for _, stage in judged]
+    tables = [_clips(run) for run in judged]
     keys = [key for key in tables[0] if all(key in table for table in tables)] if tables else []
     rows, size, fps, frames = [], 0, 0.0, 0
     for key in keys[:MOST_PROMPTS]:
@@ -63,22 +97,20 @@ def showing(stages: Sequence[Stage]) -> Showing | None:
         if rows and size > MOST_BYTES:
             break
         films = []
-        for (number, stage), table in zip(judged, tables, strict=True):
+        for run, table in zip(judged, tables, strict=True):
             item, path = table[key]
             width, height, fps, count = _format(path)
             frames = max(frames, count)
-            films.append(Film(number, stage.title, _address(path), width, height, item))
+            films.append(Film(run.stage, run.title, _address(path), width, height, item))
         rows.append((films[0].item.prompt, tuple(films)))
     if not rows:
         return None
-    evaluation = judged[0][1].evaluation
-    return Showing(tuple(rows), len(keys), len(evaluation.items) if evaluation else 0, fps, frames)
+    return Showing(tuple(rows), len(keys), len(judged[0].evaluation.items), fps, frames)
 
 
-def _clips(stage: Stage) -> dict[tuple[str, int, str], tuple[Item, Path]]:
-    """The stage's items whose clip is on disk."""
-    items = stage.evaluation.items if stage.evaluation else ()
-    found = {item.key: (item, stage.folder / item.clip) for item in items if item.clip}
+def _clips(run: Judged) -> dict[tuple[str, int, str], tuple[Item, Path]]:
+    """The items whose clip is on disk."""
+    found = {item.key: (item, run.folder / item.clip) for item in run.evaluation.items if item.clip}
     return {key: (item, path) for key, (item, path) in found.items() if path.exists()}
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from reelign.files import write_atomically
-from reelign.report.films import showing
-from reelign.report.plots import Panel, panel, place
+from reelign.report.films import of_addition, of_stages, showing
+from reelign.report.plots import Panel, counts, panel, place
 from reelign.report.summary import Stage, read_stages, summarise
 from reelign.train.track import read_metrics
 
@@ -64,10 +64,12 @@ def build_report(run: Path) -> Path:
         summary=summary,
         panels={stage.name: panels(stage) for stage in stages},
         axes=list(dict.fromkeys(axis for row in summary["stages"] for axis in row["scores"])),
-        show=showing(stages),
+        show=showing(of_stages(stages)),
+        added=showing(of_addition(stages)),
         phases=phases(summary["ledger"]),
         audit=(run / "dataset" / "audit.html").exists(),
         place=place,
+        counts=counts,
     )
     page = run / "report" / "index.html"
     write_atomically(page, html)

@@ -69,6 +69,17 @@ def ticks(low: float, high: float, about: int = 4) -> list[float]:
     return [index * step for index in range(first, last + 1)]
 
 
+def counts(first: Sequence[int], second: Sequence[int]) -> list[tuple[str, int, int]]:
+    """How many of two lists of lengths fall into each of some common bins: (label, of the first, of the second)."""
+    low, high = min(*first, *second), max(*first, *second)
+    width = max(1, math.ceil((high - low + 1) / 12))
+    rows = []
+    for start in range(low, high + 1, width):
+        label = str(start) if width == 1 else f"{start}–{start + width - 1}"
+        rows.append((label, *(sum(start <= n < start + width for n in lengths) for lengths in (first, second))))
+    return rows
+
+
 def panel(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> Panel:
     """Draw named (step, value) series over common axes; each needs at least two points."""
     steps = [step for points in series.values() for step, _ in points]

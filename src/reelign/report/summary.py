@@ -19,6 +19,9 @@ from reelign.evaluate.gsb import OVERALL, compare, retention, verdicts
 from reelign.evaluate.statistics import bootstrap_mean
 from reelign.train.ledger import Ledger
 
+WITHOUT = "without"
+"""Folder of a stage that adds something to its parent: the same model on the same battery without it."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -29,12 +32,14 @@ class Stage:
         folder: `RUN/NAME`.
         facts: its `stage.json`, empty until the stage is complete.
         evaluation: what the battery found; None when the stage did not get that far.
+        without: what it found without what the stage adds, of a stage that is judged so and not against its parent.
     """
 
     name: str
     folder: Path
     facts: dict[str, Any]
     evaluation: Evaluation | None
+    without: Evaluation | None = None
 
     @property
     def title(self) -> str:
@@ -63,7 +68,8 @@ def summarise(run: Path) -> dict[str, Any]:
     by_name = {stage.name: stage for stage in stages}
     rows = [_stage(stage, by_name.get(stage.facts.get("parent") or ""), ledger) for stage in stages]
     for row in rows:
-        row["headroom"] = _headroom(row["scores"], rows[0]["scores"], ceilings.get("codec", {}))
+        first = rows[0] if row["without"] is None else row["without"]
+        row["headroom"] = _headroom(row["scores"], first["scores"], ceilings.get("codec", {}))
     cost = _cost(ledger)
     return {
         "run": facts,
@@ -84,8 +90,9 @@ def _run_facts(run: Path) -> dict[str, Any]:
 
 def _read_stage(folder: Path) -> Stage:
     marker, judged = folder / "stage.json", folder / "evaluation.json"
+    without = folder / WITHOUT / "evaluation.json"
     facts = _read(marker) if marker.exists() else {}
-    return Stage(folder.name, folder, facts, Evaluation.load(judged) if judged.exists() else None)
+    return Stage(folder.name, folder, facts, *(Evaluation.load(p) if p.exists() else None for p in (judged, without)))
 
 
 def _stage(stage: Stage, parent: Stage | None, ledger: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -104,15 +111,20 @@ def _stage(stage: Stage, parent: Stage | None, ledger: Sequence[dict[str, Any]])
         "verdicts": {},
         "retention": {},
         "retention_checks": {},
+        "without": None,
+        "enhancement": None,
         "figures": _read(extra)["figures"] if extra.exists() else [],
         "alarms": _read(raised)["alarms"] if raised.exists() else [],
         "cost": _cost(entry for entry in ledger if entry["phase"].split("/")[0] == stage.name),
     }
     if stage.evaluation is not None:
         row |= _levels(stage.evaluation)
-        if parent is not None and parent.evaluation is not None:
+        if stage.without is not None:
+            row |= {"without": _levels(stage.without), "enhancement": _enhancement(stage.evaluation)}
+        before = stage.without or (parent.evaluation if parent is not None else None)
+        if parent is not None and before is not None:
             try:
-                row |= _comparison(parent.evaluation, stage.evaluation)
+                row |= _comparison(before, stage.evaluation)
             except ReelignError as error:
                 row["note"] = f"Not compared with {parent.name}: {error}"
     return row
@@ -128,6 +140,21 @@ def _levels(found: Evaluation) -> dict[str, Any]:
         attributes[name] = asdict(bootstrap_mean(right, [item.prompt for item in checked]))
     scores = {axis: asdict(bootstrap_mean([item.scores[axis] for item in found.items], prompts)) for axis in found.axes}
     return {"scores": scores, "attributes": attributes}
+
+
+def _enhancement(found: Evaluation) -> dict[str, Any]:
+    """What became of the battery's prompts: how many of each outcome, and how long they were and are."""
+    counts = Counter(item.outcome for item in found.items)
+    asked, given = ([len(text.split()) for text in texts] for texts in zip(*_texts(found), strict=True))
+    return {
+        "outcomes": dict(counts.most_common()),
+        "fallback_rate": sum(n for name, n in counts.items() if name.startswith("fallback")) / len(found.items),
+        "words": {"asked": asked, "given": given},
+    }
+
+
+def _texts(found: Evaluation) -> list[tuple[str, str]]:
+    return [(item.prompt, item.rewrite or item.prompt) for item in found.items]
 
 
 def _comparison(parent: Evaluation, child: Evaluation) -> dict[str, Any]:
@@ -156,6 +183,7 @@ def _headline(rows: Sequence[dict[str, Any]], cost: dict[str, Any]) -> list[dict
     if judged:
         last = judged[-1]
         parent = next(row["title"] for row in rows if row["name"] == last["parent"])
+        parent = "the same model without" if last["without"] is not None else parent
         overall = last["gsb"][OVERALL]
         gain = _number(
             f"Overall GSB: {last['title']} against {parent}",
