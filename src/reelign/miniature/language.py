@@ -1,8 +1,8 @@
 """The miniature's language model: what `reelign enhance` fine-tunes. `reelign miniature train --parts enhancer`.
 
 A stock Qwen3 of less than a million weights with one token a word. It is what a language model is before anyone tunes
-it for the job: it knows the words of the world and what they mean, and it rewrites carelessly. In its training pairs each
-thing that the user said is kept with a probability of `CARE`, and otherwise drawn anew.
+it for the job: it knows the words of the world and what they mean, and it rewrites carelessly. In its training pairs
+each thing that the user said is kept with a probability of `CARE`, and otherwise drawn anew.
 
 Muon for the matrices inside the blocks, AdamW for the rest: AdamW alone was after 800 steps where this is after 100.
 """
@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from reelign.miniature.captions import full_caption, full_prompt, user_prompt, vocabulary
 from reelign.miniature.schedule import set_rate
-from reelign.miniature.world import VALUES, Scene
+from reelign.miniature.world import VALUES, Scene, scenes
 
 CARE = 0.8
 ECHOES = 0.15
