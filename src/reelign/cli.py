@@ -37,6 +37,7 @@ Overrides = Annotated[
 ]
 RecipePath = Annotated[Path, typer.Argument(help="A recipe, for example recipes/demo.yaml.")]
 Model = Annotated[str, typer.Argument(help="The word 'miniature', an artifact, a diffusers folder or a hub id.")]
+ServedName = Annotated[str | None, typer.Option(help="What the server at that address calls the model.")]
 
 
 def main() -> None:
@@ -138,13 +139,25 @@ def generate(
     frames: Annotated[int | None, typer.Option(min=1, help="Frames, 4n + 1.")] = None,
     height: Annotated[int | None, typer.Option(min=1, help="Height in pixels.")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="Width in pixels.")] = None,
+    enhance: Annotated[
+        bool, typer.Option("--enhance", help="Rewrite the prompt by the enhancer of the model.")
+    ] = False,
+    enhancer: Annotated[
+        str | None, typer.Option(help="Rewrite it by this one: an address, an artifact, a folder or 'miniature'.")
+    ] = None,
+    served_name: ServedName = None,
 ) -> None:
     """Write one clip: reelign generate miniature "a large red circle moving left fast on a white background"."""
+    from reelign.inference.enhance import enhance_prompts, enhancer_for
     from reelign.inference.generate import generate_clip
     from reelign.models.load import load_model
     from reelign.sampling.sample import SampleConfig
 
     quiet_libraries()
+    if enhance or enhancer or served_name:
+        [rewrite] = enhance_prompts(enhancer_for(model, enhancer, served_name), [prompt])
+        prompt = rewrite.text
+        _say(console, f"prompt ({rewrite.label}): {prompt}")
     loaded = load_model(model)
     scale = loaded.native_size.guidance_scale if guidance is None else guidance
     sampler = SampleConfig(steps=steps, shift=loaded.scheduler_shift, guidance_scale=scale)
@@ -160,6 +173,7 @@ def evaluate(
     ),
     against: Annotated[str | None, typer.Option(help="A second model: GSB of MODEL against it.")] = None,
     out: Annotated[Path, typer.Option(help="Where evaluations and clips are written.")] = Path("evaluation"),
+    enhance: Annotated[bool, typer.Option(help="Rewrite the prompts by the enhancer of a model that has one.")] = True,
     overrides: Overrides = None,
 ) -> None:
     """Judge a model on the battery, with intervals; with --against, compare two models at equal prompts and seeds."""
@@ -169,9 +183,50 @@ def evaluate(
     quiet_libraries()
     loaded = load_recipe(recipe, overrides or [])
     with bars(console) as progress:
-        tables = evaluate_model(model, against, loaded.battery, loaded.sampler, out, progress)
+        tables = evaluate_model(model, against, loaded.battery, loaded.sampler, out, progress, enhance)
     for title, header, rows in tables:
         _table(title, header, rows)
+
+
+@app.command()
+def enhance(
+    prompts: Annotated[list[str] | None, typer.Argument(help="What users typed.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Who rewrites: an artifact with an enhancer, a folder, a hub id; by default 'miniature'."),
+    ] = None,
+    enhancer: Annotated[
+        str | None, typer.Option(help="Address of a server that rewrites, for example http://localhost:8000/v1.")
+    ] = None,
+    served_name: ServedName = None,
+    listed: Annotated[Path | None, typer.Option("--file", help="A list of prompts: text, JSON lines, CSV.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The rewrites of that list to write, JSON lines.")] = None,
+) -> None:
+    """Say prompts as the generator likes them: reelign enhance "red ball going left"."""
+    if prompts and Path(prompts[0]).suffix in (".yaml", ".yml") and Path(prompts[0]).is_file():
+        raise ReelignError(f"{prompts[0]} is a recipe, and not a prompt; train with: reelign run {prompts[0]}")
+    if bool(prompts) == (listed is not None):
+        raise ReelignError("give prompts, or a list of them with --file.")
+    if (listed is None) != (out is None):
+        raise ReelignError("--file and --out go together: the list to read, and the file to write.")
+    from reelign.inference import enhance as words
+
+    if enhancer is not None and not enhancer.startswith(words.ADDRESS):
+        raise ReelignError(f"--enhancer is the address of a server (http://...); give {enhancer} as --model.")
+    quiet_libraries()
+    texts = words.listed_prompts(listed, out) if listed is not None and out is not None else prompts or []
+    found = words.find_enhancer(enhancer or model or "miniature", model, served_name)
+    if out is None:
+        for rewrite in words.enhance_prompts(found, texts):
+            typer.echo(rewrite.text)
+            if remark := words.remark(rewrite):
+                _say(errors, remark)
+        return
+    with bars(console) as progress:
+        rewrites = words.enhance_prompts(found, texts, lambda done, total: progress("enhance", done, total, ""))
+    words.write_rewrites(out, rewrites)
+    _say(console, f"wrote {len(rewrites)} rewrites to {out}")
+    _table("Prompts", ["outcome", "prompts", "share"], words.outcome_rows(rewrite.label for rewrite in rewrites))
 
 
 @app.command()
@@ -203,7 +258,7 @@ def export(
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     merge: Annotated[bool, typer.Option(help="Merge a LoRA into its base: a full diffusers folder.")] = True,
 ) -> None:
-    """Write an artifact as a plain diffusers folder, or its LoRA as diffusers loads it."""
+    """Write an artifact as a plain diffusers folder, or its LoRA as diffusers loads it; its enhancer beside it."""
     from reelign.inference.export import export_model
 
     quiet_libraries()
@@ -314,6 +369,11 @@ def miniature_check(
         console.print(f"{mark}  {finding.sentence}", highlight=False)
     if not all(finding.passed for finding in findings.requirements):
         raise ReelignError("the miniature does not hold all that it promises.")
+
+
+def _say(where: Console, words: str) -> None:
+    """Words that are not ours as they are: no markup, no emoji codes, no line breaks."""
+    where.print(words, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def _table(title: str, header: list[str], rows: list[list[str]]) -> None:

@@ -253,12 +253,12 @@ class _Run:
         """
         own = self.recipe.battery
         users = own.model_copy(update={"style": "user"}) if own.judge == "miniature" else own
-        plain = self._evaluate(f"{name}/without", artifact, users, folder / WITHOUT, enhanced=False)
-        evaluation = self._evaluate(name, artifact, users, folder)
+        plain = self._evaluate(f"{name}/without", artifact, users, folder / WITHOUT)
+        evaluation = self._evaluate(name, artifact, users, folder, enhanced=True)
         reasons, figures = list(gate(plain, evaluation).reasons), []
         if own != users:
             before = Evaluation.load(self.folder / str(parent) / "evaluation.json")
-            full = self._evaluate(f"{name}/captions", artifact, own, folder / "captions")
+            full = self._evaluate(f"{name}/captions", artifact, own, folder / "captions", enhanced=True)
             reasons += [f"full captions: {reason}" for reason in gate(before, full).reasons]
             found = compare(before, full)[OVERALL]
             label = "Overall GSB on full captions, with the enhancer against without"
@@ -268,9 +268,9 @@ class _Run:
         return evaluation, Gate(not reasons, tuple(reasons))
 
     def _evaluate(
-        self, name: str, artifact: str, battery: BatteryConfig, folder: Path, enhanced: bool = True
+        self, name: str, artifact: str, battery: BatteryConfig, folder: Path, enhanced: bool = False
     ) -> Evaluation:
-        """Run a battery, through the artifact's enhancer if it carries one; `folder` gets what it found."""
+        """Run a battery, `enhanced` through the enhancer that the artifact carries; `folder` gets what it found."""
         with self.ledger.phase(f"{name}/evaluate") as cost:
             model = load_model(artifact, dtype=self.recipe.dtype, device=self.world.device)
             rewriter = enhancer_folder(artifact) if enhanced else None

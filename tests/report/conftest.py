@@ -105,3 +105,45 @@ def run(tmp_path: Path) -> Path:
     (folder / "ledger.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     write_dataset(folder / "dataset")
     return folder
+
+
+TYPED = {"a": "red box right", "b": "two <i>odd</i> words", "c": "a ring", "d": "azure ball"}
+REWRITES = {
+    "a": ("a large red square moving right on a grey & white background", "rewritten"),
+    "b": (TYPED["b"], "fallback: word"),
+    "c": (TYPED["c"], "unchanged"),
+    "d": ("a large blue circle standing still", "rewritten"),
+}
+ENHANCED = {
+    "without": dict.fromkeys("abcd", (0.5, 0.4, 0.2)),
+    "with": {"a": (0.5, 0.6, 0.5), "b": (0.5, 0.4, 0.2), "c": (0.5, 0.4, 0.2), "d": (0.25, 0.6, 0.5)},
+}
+
+
+@pytest.fixture
+def enhanced(run: Path) -> Path:
+    """The same run with prompt enhancement as its last stage, judged with and without it by what users typed."""
+    folder = run / "enhance"
+    for side, place, colour in (("without", folder / "without", (60, 60, 220)), ("with", folder, (60, 200, 60))):
+        items = []
+        for name, (text, visual, motion) in ENHANCED[side].items():
+            scores = {"text": text, "visual": visual, "motion": motion}
+            clip = f"samples/{name}.mp4" if name != "d" else None
+            rewrite, outcome = REWRITES[name] if side == "with" else ("", "")
+            attributes = {"colour": name != "d" or side == "with"}
+            items.append(Item(name, TYPED[name], 0, scores, attributes, clip, rewrite=rewrite, outcome=outcome))
+            if clip:
+                write_clip(place / clip, shape_frames(colour), FPS)
+        Evaluation({"fps": FPS, "style": "user"}, ("text", "visual", "motion"), tuple(items), nfe=160).save(
+            place / "evaluation.json"
+        )
+    facts = {"name": "enhance", "title": "Prompt enhancement", "artifact": "runs/example/enhance/model"}
+    write(folder / "stage.json", facts | {"parent": "sft", "gate": {"passed": True, "reasons": []}})
+    begun = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    write(run / "run.json", begun | {"stages": ["base", "sft", "enhance"]})
+    rows = [{"step": step, "loss": 1 / step, "entropy": 0.5 / step} for step in range(1, 9)]
+    rows += [
+        {"step": step, "loss": 0.1, "fallback": 1 / step, "reward/a": step, "raw/a": 2 * step} for step in range(9, 13)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return run

@@ -146,6 +146,17 @@ def test_nothing_sticks_out_at_the_side(open_page: Open, width: int) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.parametrize("width", [360, 1280])
+def test_enhancement_fits_the_page_and_its_clips_play_with_the_others(
+    enhanced: Path, open_page: Open, width: int
+) -> None:
+    page = open_page(width=width, height=8000)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.locator("#seek").fill("9")
+    wait_until_at(page, 9)
+    assert len(times(page)) == 12
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_words_stand_out_from_their_ground_by_day_and_by_night(open_page: Open, scheme: str) -> None:
     page = open_page(color_scheme=scheme)

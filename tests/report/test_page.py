@@ -185,6 +185,77 @@ def test_a_loss_that_was_not_finite_leaves_the_drawing_readable(run: Path) -> No
     assert "nan" not in re.findall(r'points="([^"]*)"', html)[0]
 
 
+def test_enhancement_has_a_section_with_outcomes_lengths_and_both_scores(enhanced: Path) -> None:
+    found = page(enhanced)
+    for words in (
+        *("Prompt enhancement: with it against without", "What became of the prompts"),
+        *("rewritten 2 fallback: word 1 unchanged 1", "25.0 % fell back to the user's own words"),
+        *("Words of a prompt", "Scores, by what the user typed", "passed without", "100 % of 3"),
+        "Prompt enhancement against the same model without",
+    ):
+        assert words in found.text, words
+    labels = [of.get("aria-label") for _, of in found.found]
+    assert "without, Visual quality 0.400" in labels
+    assert "with, Visual quality 0.500" in labels
+    assert any((label or "").startswith("GSB +0.50 from") for label in labels)
+
+
+def test_a_prompt_is_shown_with_its_rewrite_and_the_clips_without_and_with_it(enhanced: Path) -> None:
+    found = page(enhanced)
+    videos = found.all("video")
+    assert [video["aria-label"] for video in videos if "Prompt" in (video["aria-label"] or "")] == [
+        "Prompt enhancement: red box right",
+        "Prompt enhancement: two <i>odd</i> words",
+        "Prompt enhancement: a ring",
+    ]
+    by_label = {video["aria-label"]: video["src"] or "" for video in videos}
+    for label, side in (("As the user typed it", "enhance/without"), ("Prompt enhancement", "enhance")):
+        data = base64.b64decode(by_label[f"{label}: red box right"].removeprefix("data:video/mp4;base64,"))
+        assert data == (enhanced / side / "samples" / "a.mp4").read_bytes()
+    assert "red box right → a large red square moving right on a grey & white background" in found.text
+    assert "two <i>odd</i> words left as it is (fallback: word)" in found.text
+    assert "a ring left as it is (unchanged)" in found.text
+
+
+def test_the_stages_own_clips_stay_beside_each_other(enhanced: Path, run: Path) -> None:
+    labels = [video["aria-label"] for video in page(run).all("video")]
+    assert len(labels) == 3 * 2 + 3 * 2
+    assert labels[:2] == ["Base model: a red square moving right", "Fine-tuned: a red square moving right"]
+
+
+def test_curves_of_enhancement_have_names_that_people_read(enhanced: Path) -> None:
+    text = page(enhanced).text
+    for words in ("Training rewards, one by one", "The same rewards for the user's own words", "Training loss"):
+        assert words in text, words
+
+
+def test_a_page_without_enhancement_says_nothing_of_it(run: Path) -> None:
+    found = page(run)
+    for words in ("nhance", "without", "As the user typed it", "→", "left as it is", "became of the prompts"):
+        assert words not in found.text, words
+    assert "added" not in [of.get("class") for of in found.all("div")]
+    assert len(found.all("video")) == 6
+
+
+def test_a_page_with_enhancement_is_as_sound_as_any(enhanced: Path) -> None:
+    html = build_report(enhanced).read_text(encoding="utf-8")
+    assert not re.search(r"https?:|//cdn|@import|url\(", html)
+    found = Reader(html).found
+    names = [of["id"] for _, of in found if "id" in of]
+    assert len(names) == len(set(names))
+    for tag, attributes in found:
+        if attributes.get("role") == "img" or tag in ("video", "input"):
+            assert attributes.get("aria-label"), (tag, attributes)
+
+
+def test_a_run_that_stopped_inside_enhancement_has_a_page(enhanced: Path) -> None:
+    for name in ("stage.json", "evaluation.json"):
+        (enhanced / "enhance" / name).unlink()
+    found = page(enhanced)
+    assert "The stage enhance is not complete : it has not been judged yet" in found.text
+    assert len(found.all("video")) == 6
+
+
 def test_phases_of_one_name_are_added_up_and_the_last_attempt_decides() -> None:
     stopped = {"phase": "sft/train", "seconds": 2.0, "nfe": 3, "clips": 4, "peak_memory_bytes": 9, "completed": False}
     done = {"phase": "sft/train", "seconds": 1.0, "nfe": 1, "clips": 1, "peak_memory_bytes": 5, "completed": True}

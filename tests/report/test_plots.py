@@ -1,10 +1,12 @@
 """Drawings are placed where the numbers say."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reelign.report.plots import MOST_POINTS, panel, place, ticks
+from reelign.report.plots import MOST_POINTS, counts, panel, place, ticks
 
 
 @pytest.mark.parametrize(("value", "expected"), [(-1, 0), (0, 50), (0.5, 75), (1, 100), (-3, 0), (7, 100)])
@@ -59,3 +61,27 @@ def test_a_restless_curve_is_smoothed_over_the_faint_original_and_a_calm_one_is_
 def test_a_long_run_does_not_make_a_long_page() -> None:
     line = panel("Loss", {"loss": [(step, 1.0 / (1 + step)) for step in range(20_000)]}).lines[0]
     assert len(line.points.split()) == MOST_POINTS
+
+
+def test_few_lengths_have_a_row_each() -> None:
+    assert counts([2, 2, 3], [3, 5]) == [("2", 2, 0), ("3", 1, 1), ("4", 0, 0), ("5", 0, 1)]
+    assert counts([7], [7, 7]) == [("7", 1, 2)]
+
+
+def test_many_lengths_share_rows_of_equal_width() -> None:
+    assert counts([1, 2, 3, 24], [2, 12, 13]) == [
+        *(("1–2", 2, 1), ("3–4", 1, 0), ("5–6", 0, 0), ("7–8", 0, 0), ("9–10", 0, 0), ("11–12", 0, 1)),
+        *(("13–14", 0, 1), ("15–16", 0, 0), ("17–18", 0, 0), ("19–20", 0, 0), ("21–22", 0, 0), ("23–24", 1, 0)),
+    ]
+
+
+@given(st.lists(st.integers(0, 5000), min_size=1), st.lists(st.integers(0, 5000), min_size=1))
+def test_every_length_is_counted_once_in_a_dozen_rows_at_most(first: list[int], second: list[int]) -> None:
+    found = counts(first, second)
+    assert 1 <= len(found) <= 12
+    assert (sum(row[1] for row in found), sum(row[2] for row in found)) == (len(first), len(second))
+    ends = [[int(end) for end in label.split("–")] for label, _, _ in found]
+    assert all(before[-1] + 1 == after[0] for before, after in pairwise(ends))
+    assert ends[0][0] == min(first + second)
+    assert ends[-1][0] <= max(first + second) <= ends[-1][-1]
+    assert sum(found[0][1:]) > 0 and sum(found[-1][1:]) > 0

@@ -110,6 +110,50 @@ def test_a_battery_without_attributes_has_no_control_to_keep(run: Path) -> None:
     assert summarise(run)["headline"][1]["figure"] == "not judged"
 
 
+def test_a_stage_that_adds_something_is_compared_with_the_same_model_without_it(enhanced: Path) -> None:
+    # Pair by pair: text: same, same, same, bad; visual and motion: good, same, same, good.
+    found = summarise(enhanced)
+    stage = found["stages"][2]
+    assert (stage["parent"], stage["note"]) == ("sft", None)
+    assert stage["verdicts"]["text"] == {"good": 0, "same": 3, "bad": 1}
+    assert stage["verdicts"]["visual"] == stage["verdicts"]["motion"] == {"good": 2, "same": 2, "bad": 0}
+    assert stage["gsb"]["overall"]["value"] == 0.5
+    assert stage["without"]["scores"]["visual"]["value"] == 0.4
+    assert stage["scores"]["visual"]["value"] == 0.5
+    assert stage["without"]["attributes"]["colour"]["value"] == 0.75
+    assert (stage["retention"], stage["retention_checks"]) == ({"colour": 1.0}, {"colour": 3})
+    assert stage["headroom"] == pytest.approx({"visual": (0.8 - 0.5) / (0.8 - 0.4)})
+    assert found["headline"][0]["label"] == "Overall GSB: Prompt enhancement against the same model without"
+    assert found["headline"][0]["figure"] == "+0.50"
+
+
+def test_what_became_of_the_prompts_is_counted(enhanced: Path) -> None:
+    assert summarise(enhanced)["stages"][2]["enhancement"] == {
+        "outcomes": {"rewritten": 2, "fallback: word": 1, "unchanged": 1},
+        "fallback_rate": 0.25,
+        "words": {"asked": [3, 3, 2, 2], "given": [12, 3, 2, 6]},
+    }
+
+
+def test_stages_that_add_nothing_have_no_such_numbers(enhanced: Path) -> None:
+    before = summarise(enhanced)["stages"][:2]
+    assert [(stage["without"], stage["enhancement"]) for stage in before] == [(None, None)] * 2
+    assert before[1]["gsb"]["overall"]["value"] == 1.0
+
+
+def test_an_enhancement_that_is_half_judged_is_not_complete(enhanced: Path) -> None:
+    (enhanced / "enhance" / "evaluation.json").unlink()
+    (enhanced / "enhance" / "stage.json").unlink()
+    stage = summarise(enhanced)["stages"][2]
+    assert (stage["complete"], stage["without"], stage["enhancement"], stage["gsb"]) == (False, None, None, {})
+
+
+def test_a_damaged_evaluation_of_the_other_side_is_named(enhanced: Path) -> None:
+    (enhanced / "enhance" / "without" / "evaluation.json").write_text("[", encoding="utf-8")
+    with pytest.raises(ReelignError, match=r"without/evaluation\.json"):
+        summarise(enhanced)
+
+
 @pytest.mark.parametrize("name", ["run.json", "sft/stage.json", "sft/evaluation.json", "dataset/manifest.parquet"])
 def test_a_damaged_file_is_an_error_that_names_it(run: Path, name: str) -> None:
     (run / name).write_text("[", encoding="utf-8")

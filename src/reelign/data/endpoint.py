@@ -50,7 +50,14 @@ class ChatEndpoint(BaseModel):
 
 
 def chat(endpoint: ChatEndpoint, content: Sequence[Mapping[str, Any]], system: str = "", **options: Any) -> str:
-    """The words that a model answers to text and pictures, at temperature 0.
+    """The words that a model answers to text and pictures, at temperature 0; see `ask`."""
+    return ask(endpoint, content, system, **options)[0]
+
+
+def ask(
+    endpoint: ChatEndpoint, content: Sequence[Mapping[str, Any]], system: str = "", **options: Any
+) -> tuple[str, bool]:
+    """The words that a model answers to text and pictures, at temperature 0, and whether it came to its own end.
 
     Args:
         endpoint: who is asked.
@@ -70,15 +77,16 @@ def chat(endpoint: ChatEndpoint, content: Sequence[Mapping[str, Any]], system: s
         seconds=endpoint.seconds,
     )
     try:
-        said = answer["choices"][0]["message"]
-        words, refusal = said["content"], said.get("refusal")
+        choice = answer["choices"][0]
+        words, refusal = choice["message"]["content"], choice["message"].get("refusal")
+        cut = choice.get("finish_reason") == "length"
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise EndpointError("the answer is no chat completion", True, 200, answer) from error
     if refusal:
         raise EndpointError(f"the model refused: {refusal}", True, 200, answer)
     if not isinstance(words, str) or not words.strip():
         raise EndpointError("the answer holds no words", True, 200, answer)
-    return words
+    return words, not cut
 
 
 def text_part(words: str) -> dict[str, Any]:

@@ -8,11 +8,15 @@ import torch
 from torch import Tensor
 
 from reelign.doctor.memory import parameters, tokens
+from reelign.evaluate.battery import BatteryConfig
 from reelign.models.base import VideoModel
 from reelign.recipe import Recipe
 from reelign.sampling.sample import SampleConfig
+from reelign.stages.enhance_recipe import RewardTraining
 from reelign.stages.rlhf import RlhfConfig, training_sampler
 
+CPU_RATE, CPU_PATIENCE = 5e10, 120.0
+"""Operations a second that two cores reach, and the seconds beyond which a CPU is spared a rehearsal."""
 COUNTED = 20_000
 """Clips whose stochastic steps are drawn; a longer run is as its beginning."""
 
@@ -56,17 +60,32 @@ def count(recipe: Recipe, config: RlhfConfig, ranks: int) -> Evaluations:
     return Evaluations(
         rollout=sum(rollout for rollout, _ in parts) * config.updates // updates,
         replay=sum(replay for _, replay in parts) * config.updates // updates,
-        judged=clips * int((1 + _guided(recipe.sampler).long()).sum()),
+        judged=clips * per_clip(recipe.sampler),
     )
 
 
-def operations(recipe: Recipe, model: VideoModel) -> float:
+def clips_at_most(grpo: RewardTraining) -> int:
+    """Clips that prompt enhancement renders, if it never meets a rewrite again."""
+    return grpo.steps * grpo.prompts_per_step * grpo.group_size * grpo.clips
+
+
+def per_clip(sampler: SampleConfig) -> int:
+    """Evaluations of one clip."""
+    return int((1 + _guided(sampler).long()).sum())
+
+
+def operations(size: BatteryConfig, model: VideoModel) -> float:
     """Floating-point operations of one network evaluation: matrix products of all weights, and attention."""
-    seen, networks = tokens(recipe, model), model.denoisers().values()
+    seen, networks = tokens(size, model), model.denoisers().values()
     config = next(iter(networks)).config
     width = config.num_attention_heads * config.attention_head_dim
     weights = parameters(model) / len(networks)
     return 2.0 * weights * seen + 4.0 * seen**2 * width * config.num_layers
+
+
+def rounded(number: int) -> str:
+    """To three digits."""
+    return f"{round(number, 3 - len(str(number))) if number > 999 else number:,}"
 
 
 def _rank(recipe: Recipe, config: RlhfConfig, update: int, positions: range) -> tuple[int, int]:

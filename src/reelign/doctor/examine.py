@@ -14,8 +14,9 @@ import torch
 
 from reelign.data.curate import VIDEO_SUFFIXES
 from reelign.data.prompts import read_prompts
+from reelign.doctor.enhance import examine_enhance
 from reelign.doctor.finding import Finding, look, of_all_ranks
-from reelign.doctor.memory import disk, parameters, planned_ranks
+from reelign.doctor.memory import disk, latent, parameters, planned_ranks
 from reelign.doctor.rlhf import examine_rlhf
 from reelign.doctor.sft import examine_sft
 from reelign.errors import ReelignError
@@ -60,7 +61,7 @@ def _findings(recipe: Recipe, world: World) -> Iterator[Finding]:
 
 def _with_model(recipe: Recipe, model: VideoModel, world: World) -> Iterator[Finding]:
     battery = recipe.battery
-    yield look("battery size", lambda: _shape(model, battery.frames, battery.height, battery.width))
+    yield look("battery size", lambda: f"{latent(battery, model)}.")
     if battery.prompts is not None:
         yield look("prompts", lambda path=battery.prompts: f"{len(read_prompts(path))} prompts in {path}.")
     yield look("sampler", lambda: _sampler(recipe, model))
@@ -70,14 +71,17 @@ def _with_model(recipe: Recipe, model: VideoModel, world: World) -> Iterator[Fin
         yield look("shards", lambda: _shards(model))
     if recipe.rlhf is not None:
         yield from examine_rlhf(recipe, recipe.rlhf, model, world)
+    if recipe.enhance is not None:
+        yield from examine_enhance(recipe, recipe.enhance, model, world)
 
 
 def _device(recipe: Recipe) -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}, bf16 supported."
-    if recipe.dtype == "bfloat16":
+    dtypes = {"dtype": recipe.dtype, "enhance.dtype": recipe.enhance.dtype if recipe.enhance is not None else ""}
+    if coarse := [f"{key}=float32" for key, dtype in dtypes.items() if dtype == "bfloat16"]:
         raise ReelignError(
-            "there is no CUDA device, and bfloat16 training on a CPU is slow and coarse; set dtype=float32."
+            f"there is no CUDA device, and bfloat16 training on a CPU is slow and coarse; set {' '.join(coarse)}."
         )
     return f"no CUDA device; {os.cpu_count()} CPU cores."
 
@@ -89,11 +93,6 @@ def _footage(folder: Path) -> str:
     if not files:
         raise ReelignError(f"curate.footage: {folder} holds no video file.")
     return f"{len(files)} video files, {sum(p.stat().st_size for p in files) / 2**20:.1f} MiB."
-
-
-def _shape(model: VideoModel, frames: int, height: int, width: int) -> str:
-    shape = model.latent_shape(frames, height, width)
-    return f"{frames} x {height} x {width} is a latent of {' x '.join(map(str, shape))}."
 
 
 def _sampler(recipe: Recipe, model: VideoModel) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -33,6 +33,15 @@ def look(check: str, at: Callable[[], str]) -> Finding:
         return Finding(check, False, str(error))
 
 
+def obtain(check: str, make: Callable[[], tuple[Found, str]]) -> tuple[Found | None, Finding]:
+    """What a check needs for others too, None when it failed, and its finding; `make` gives it with its sentence."""
+    try:
+        found, sentence = make()
+        return found, Finding(check, True, sentence)
+    except ReelignError as error:
+        return None, Finding(check, False, str(error))
+
+
 def on_all_ranks(world: World, make: Callable[[], Found]) -> Found:
     """What `make` gives, when it succeeds on every rank: a rank that went on alone would wait for ever.
 
@@ -51,6 +60,12 @@ def on_all_ranks(world: World, make: Callable[[], Found]) -> Found:
     if others:
         raise ReelignError(ELSEWHERE)
     return made
+
+
+def any_failed(findings: Sequence[Finding], world: World) -> bool:
+    """Whether one of them failed on any rank; all ranks get the same answer."""
+    failed = float(not all(finding.passed for finding in findings))
+    return bool(world.sum(torch.tensor(failed, device=world.device)))
 
 
 def of_all_ranks(findings: list[Finding], world: World) -> list[Finding]:

@@ -62,30 +62,40 @@ def rehearsal(recipe: Recipe, config: RlhfConfig, world: World) -> Iterator[Trai
     unclipped = config.algorithm.model_copy(update={"clip_range": math.inf})
     small = config.model_copy(update={"prompts_per_update": GROUPS * world.size, "track": [], "algorithm": unclipped})
     with TemporaryDirectory() as folder, ThreadPoolExecutor(1, "reward") as judges:
-        context = StageContext(
-            folder=Path(folder),
-            parent=recipe.model,
-            dataset=None,
-            seed=recipe.seed,
-            dtype=recipe.dtype,
-            sampler=recipe.sampler,
-            battery=recipe.battery,
-            world=world,
-            ledger=Ledger(Path(folder) / "ledger.jsonl", enabled=False),
-            interrupt=Interrupt(),
-        )
+        context = context_in(Path(folder), recipe, world)
 
         def make() -> Trainer:
             model = load_model(recipe.model, dtype=recipe.dtype, device=world.device)
             return Trainer(model, build_rewards(config.rewards), judges, context, small)
 
-        try:
+        advice = "Lower rlhf.micro_batch, turn on rlhf.gradient_checkpointing, or use rlhf.method=lora or more ranks."
+        with within_memory(advice):
             yield on_all_ranks(world, make)
-        except torch.OutOfMemoryError as error:
-            raise ReelignError(
-                f"the device's memory is full ({str(error).splitlines()[0]}). Lower rlhf.micro_batch, turn on "
-                "rlhf.gradient_checkpointing, or use rlhf.method=lora or more ranks."
-            ) from error
+
+
+@contextmanager
+def within_memory(advice: str) -> Iterator[None]:
+    """Within this context a full memory is a sentence with advice."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ReelignError(f"the device's memory is full ({str(error).splitlines()[0]}). {advice}") from error
+
+
+def context_in(folder: Path, recipe: Recipe, world: World) -> StageContext:
+    """What a run would hand to a stage whose parent is the recipe's model."""
+    return StageContext(
+        folder=folder,
+        parent=recipe.model,
+        dataset=None,
+        seed=recipe.seed,
+        dtype=recipe.dtype,
+        sampler=recipe.sampler,
+        battery=recipe.battery,
+        world=world,
+        ledger=Ledger(folder / "ledger.jsonl", enabled=False),
+        interrupt=Interrupt(),
+    )
 
 
 def sample_groups(trainer: Trainer, algorithm: Algorithm) -> Groups:
@@ -96,12 +106,12 @@ def sample_groups(trainer: Trainer, algorithm: Algorithm) -> Groups:
     _warm_up(trainer)
     rollouts, clips, sampling, decoding = [], [], 0.0, 0.0
     for chunk in chunks:
-        began = _now()
+        began = now()
         found = roll_out(trainer.model, chunk, group, algorithm, trainer.sampler, size, 0, seed)
-        sampled = _now()
+        sampled = now()
         clips += to_clips(trainer.model, found, chunk, group, size)
         rollouts.append(found)
-        sampling, decoding = sampling + sampled - began, decoding + _now() - sampled
+        sampling, decoding = sampling + sampled - began, decoding + now() - sampled
     return Groups(rollouts, clips, sampling, decoding)
 
 
@@ -111,21 +121,21 @@ def judged(trainer: Trainer, clips: Sequence[Clip]) -> tuple[dict[str, Tensor], 
     Raises:
         ReelignError: a reward failed on some rank.
     """
-    began = _now()
+    began = now()
     answer = trainer.judges.submit(trainer.rewards, clips)
     on_all_ranks(trainer.context.world, answer.result)
-    return trainer.gathered([answer]), _now() - began
+    return trainer.gathered([answer]), now() - began
 
 
 def replayed(trainer: Trainer, rollouts: Sequence[Rollout]) -> tuple[Told, float]:
     """The backward passes of an update that praises every second clip and blames the others, and their seconds."""
     count = sum(len(found.latents) for found in rollouts)
-    advantages, told, began = torch.ones(count), Told(), _now()
+    advantages, told, began = torch.ones(count), Told(), now()
     advantages[1::2] = -1
     losses = trainer.nft_losses if trainer.algorithm.objective == "nft" else trainer.policy_losses
     for loss in losses(rollouts, advantages, told):
         (loss.sum() / count).backward()
-    return told, _now() - began
+    return told, now() - began
 
 
 def without_gradient(trainer: Trainer) -> list[str]:
@@ -157,7 +167,7 @@ def _warm_up(trainer: Trainer) -> None:
     model.velocity(noise, torch.ones(1, device=model.device), model.encode_text([""]))
 
 
-def _now() -> float:
+def now() -> float:
     """Seconds, when the device has done what it was asked."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, cast
 
-from reelign.data.prompts import listed_texts
-from reelign.doctor.cost import Evaluations, count, operations
-from reelign.doctor.finding import Finding, look, on_all_ranks
+from reelign.doctor.cost import CPU_PATIENCE, CPU_RATE, Evaluations, count, operations, rounded
+from reelign.doctor.finding import Finding, any_failed, look
 from reelign.doctor.memory import planned_ranks, rlhf_memory
+from reelign.doctor.prompts import counted, unread
 from reelign.doctor.rehearsal import GROUPS, rehearsal
 from reelign.doctor.sft import lora_coverage
 from reelign.doctor.update import rehearsed
 from reelign.errors import ReelignError
 from reelign.models.base import VideoModel
-from reelign.models.wan import TEXT_LENGTH
 from reelign.recipe import Recipe
-from reelign.stages.asked import PromptList, build_prompts
 from reelign.stages.rlhf import RlhfConfig, training_sampler
 from reelign.train.parallel import World
-
-CPU_RATE, CPU_PATIENCE = 5e10, 120.0
-"""Operations a second that two cores reach, and the seconds of sampling beyond which a CPU is spared the rehearsal."""
 
 
 def examine_rlhf(recipe: Recipe, config: RlhfConfig, model: VideoModel, world: World) -> Iterator[Finding]:
@@ -34,14 +28,14 @@ def examine_rlhf(recipe: Recipe, config: RlhfConfig, model: VideoModel, world: W
     if config.method == "lora":
         read.append(look("rlhf.lora", lambda: lora_coverage(model, config)))
     yield from read
-    if _any_failed(read, world):
+    if any_failed(read, world):
         yield Finding("rehearsal", True, "left out until the lines above pass.")
         return
     memory = look("rlhf.memory", lambda: rlhf_memory(recipe, config, model))
     yield memory
     cost = count(recipe, config, planned_ranks())
     needed = _seconds_on_a_cpu(recipe, config, model) if world.device.type == "cpu" else 0.0
-    if _any_failed([memory], world) or needed > CPU_PATIENCE:
+    if any_failed([memory], world) or needed > CPU_PATIENCE:
         why = f"a CPU would need about {needed / 3600:.1f} hours for it" if memory.passed else "it would not fit"
         yield Finding("rehearsal", True, f"left out: {why}. Rewards, ratio and gradients are not looked at.")
         yield Finding("cost", True, _cost(recipe, cost))
@@ -59,42 +53,13 @@ def examine_rlhf(recipe: Recipe, config: RlhfConfig, model: VideoModel, world: W
 def _seconds_on_a_cpu(recipe: Recipe, config: RlhfConfig, model: VideoModel) -> float:
     """To sample the groups of a rehearsal, roughly."""
     groups = config.model_copy(update={"updates": 1, "prompts_per_update": GROUPS})
-    return count(recipe, groups, 1).rollout * operations(recipe, model) / CPU_RATE
-
-
-def _any_failed(findings: list[Finding], world: World) -> bool:
-    """Whether one of them failed on any rank; all ranks get the same answer."""
-
-    def raise_if_failed() -> None:
-        if not all(finding.passed for finding in findings):
-            raise ReelignError("a check failed")
-
-    try:
-        on_all_ranks(world, raise_if_failed)
-    except ReelignError:
-        return True
-    return False
+    return count(recipe, groups, 1).rollout * operations(recipe.battery, model) / CPU_RATE
 
 
 def _prompts(config: RlhfConfig, model: VideoModel) -> str:
     """How many prompts there are, what was dropped of the lists, and what the text encoder will not read."""
-    texts = []
-    for source in config.prompts:
-        listed = listed_texts(source.path) if isinstance(source, PromptList) else None
-        texts += [prompt.text for prompt in build_prompts([source])] if listed is None else listed
-    kept = [prompt.text for prompt in build_prompts(config.prompts)]
-    empty = sum(not text for text in texts)
-    said = [f"{len(kept)} prompts"]
-    if len(texts) > len(kept):
-        said.append(f"of {len(texts)} that are listed {empty} are empty and {len(texts) - empty - len(kept)} repeats")
-    tokenizer = cast(Any, model.pipeline).tokenizer
-    limit = min(TEXT_LENGTH, tokenizer.model_max_length)
-    lengths = [len(ids) for ids in tokenizer(kept, verbose=False)["input_ids"]]
-    if cut := sum(length > limit for length in lengths):
-        said.append(
-            f"{cut} are longer than the {limit} tokens that the text encoder reads (the longest has {max(lengths)}): "
-            "the rest of them is never seen, though a reward may ask for it"
-        )
+    kept, said = counted(config.prompts)
+    said += unread(kept, model)
     if len(kept) < config.prompts_per_update:
         said.append(
             f"fewer than rlhf.prompts_per_update={config.prompts_per_update}: an update asks for some of them twice"
@@ -150,13 +115,8 @@ def _cost(recipe: Recipe, cost: Evaluations, hours: float | None = None) -> str:
     """What the whole run will have cost."""
     left_out = ", supervised fine-tuning left out" if recipe.sft is not None else ""
     time = "" if hours is None else f" and {hours:.2g} hours here"
-    all_of_them, rollout, replay, judged = map(_rounded, (cost.total, cost.rollout, cost.replay, cost.judged))
+    all_of_them, rollout, replay, judged = map(rounded, (cost.total, cost.rollout, cost.replay, cost.judged))
     return (
         f"about {all_of_them} network evaluations{time}{left_out}: {rollout} to sample what is learned from, "
         f"{replay} with a backward pass, {judged} for validation and batteries."
     )
-
-
-def _rounded(number: int) -> str:
-    """To three digits."""
-    return f"{round(number, 3 - len(str(number))) if number > 999 else number:,}"

@@ -7,6 +7,7 @@ On disk it is an ordinary transformers folder with a chat template, and beside i
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 
-from reelign.data.endpoint import ChatEndpoint, chat, text_part
+from reelign.data.endpoint import ChatEndpoint, EndpointError, ask, text_part
 from reelign.enhancer.faithful import Lexical
 from reelign.enhancer.faithful_miniature import OfTheMiniature
 from reelign.enhancer.guard import Guard
@@ -32,6 +33,8 @@ from reelign.errors import ReelignError
 from reelign.files import write_atomically
 
 CARD = "enhancer.json"
+WAITS = (1.0, 4.0)
+"""Seconds before the second and third try of a server that has no answer for a passing reason."""
 Similar = Callable[[str, Sequence[str]], float]
 Answers = Callable[[Sequence[Messages]], list[tuple[str, bool]]]
 """Conversations to answers, each with whether it came to its own end."""
@@ -77,7 +80,8 @@ class Enhancer:
         self.template, self.guard = manner.build_template(), manner.build_guard(similar)
 
     def __call__(self, prompts: Sequence[str]) -> list[Rewrite]:
-        """One rewrite for each prompt, in order; equal prompts are asked about once."""
+        """One rewrite for each prompt, in order; equal prompts are asked about once. Half a surrogate becomes "?"."""
+        prompts = [prompt.encode("utf-8", "replace").decode() for prompt in prompts]
         found = {prompt: self.guard.asks(prompt) for prompt in prompts}
         asked = [prompt for prompt, alone in found.items() if alone is None]
         said = self.answers([self.template.messages(prompt) for prompt in asked]) if asked else []
@@ -114,14 +118,21 @@ def served_enhancer(url: str, model: str, manner: Manner, concurrency: int = 8) 
     """
     endpoint = ChatEndpoint(url=url, model=model)
 
-    def ask(question: Messages) -> tuple[str, bool]:
+    def answered(question: Messages) -> tuple[str, bool]:
         system = "".join(turn["content"] for turn in question if turn["role"] == "system")
-        said = chat(endpoint, [text_part(question[-1]["content"])], system=system, max_tokens=manner.tokens)
-        return said, True
+        content = [text_part(question[-1]["content"])]
+        for seconds in WAITS:
+            try:
+                return ask(endpoint, content, system, max_tokens=manner.tokens)
+            except EndpointError as error:
+                if not error.passing:
+                    raise
+                time.sleep(seconds)
+        return ask(endpoint, content, system, max_tokens=manner.tokens)
 
     def answers(questions: Sequence[Messages]) -> list[tuple[str, bool]]:
         with ThreadPoolExecutor(concurrency) as pool:
-            return list(pool.map(ask, questions))
+            return list(pool.map(answered, questions))
 
     return Enhancer(answers, manner)
 
@@ -135,7 +146,8 @@ def read_manner(name: str) -> Manner:
         return Manner()
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        return Manner(values["template"], (values["window"][0], values["window"][1]), values["guard"], values["tokens"])
+        window = int(values["window"][0]), int(values["window"][1])
+        return Manner(values["template"], window, values["guard"], int(values["tokens"]))
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise ReelignError(f"{path} is damaged: {error!r}. Make the enhancer again.") from error
 
@@ -146,6 +158,8 @@ def save_enhancer(folder: Path, model: Any, tokenizer: Any, manner: Manner) -> N
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     write_atomically(partial / CARD, json.dumps(asdict(manner), indent=2))
+    for file in partial.iterdir():
+        file.chmod(0o644)  # safetensors writes for its owner alone, and a server may be another user
     partial.replace(folder)
 
 

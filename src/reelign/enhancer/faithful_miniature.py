@@ -4,37 +4,19 @@ from __future__ import annotations
 
 from reelign.enhancer.faithful import Lexical
 from reelign.enhancer.rewrite import Faithfulness, Loss
-from reelign.miniature.captions import read_prompt
-
-FILLERS = {"colour": "red", "shape": "circle", "motion": "moving left"}
-"""Words for the attributes without which no text is read."""
+from reelign.miniature.captions import stated_values
 
 
 class OfTheMiniature(Faithfulness):
     """Every attribute that the prompt states is stated by the rewrite, with the same value.
 
-    A prompt that does not read as one of the miniature is checked word by word.
+    A prompt that names nothing of the miniature's world is checked word by word.
     """
 
     def loss(self, prompt: str, rewrite: str) -> Loss | None:
         """See `Faithfulness`."""
-        asked = read_prompt(prompt)
-        if asked is None:
+        asked, said = stated_values(prompt), stated_values(rewrite)
+        if not asked:
             return Lexical().loss(prompt, rewrite)
-        said = _stated(rewrite)
-        for name in asked.stated:
-            value = getattr(asked.scene, name)
-            if said.get(name) != value:
-                return Loss("attribute", f"{name} {value}")
-        return None
-
-
-def _stated(text: str) -> dict[str, str]:
-    """The values that a text states, whatever it leaves out: what is missing is filled in for the reading."""
-    missing = []
-    for name in FILLERS:
-        others = " | ".join(words for other, words in FILLERS.items() if other != name)
-        if read_prompt(f"{text} | {others}") is None:
-            missing.append(name)
-    read = read_prompt(" | ".join([text, *(FILLERS[name] for name in missing)]))
-    return {} if read is None else {name: getattr(read.scene, name) for name in read.stated if name not in missing}
+        lost = next((name for name, value in asked.items() if said.get(name) != value), None)
+        return Loss("attribute", f"{lost} {asked[lost]}") if lost else None

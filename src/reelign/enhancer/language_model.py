@@ -33,10 +33,16 @@ def load_language_model(name: str, dtype: str = "float32", device: torch.device 
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
-        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype))
-    except (OSError, ValueError, KeyError, SafetensorError, HfHubHTTPError, HFValidationError) as error:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=getattr(torch, dtype), output_loading_info=True
+        )
+        model, found = loaded
+        if found["missing_keys"]:  # transformers would fill in random numbers
+            raise ValueError(f"it has no weights for {sorted(found['missing_keys'])[0]}.")
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, HfHubHTTPError, HFValidationError) as error:
         first = str(error).strip().splitlines()[0]
-        raise ReelignError(f"cannot load the language model {name}: {first}") from error
+        advice = "Copy or download the folder again." if Path(source).is_dir() else f"Download it: hf download {name}"
+        raise ReelignError(f"cannot load the language model {name}: {first} {advice}") from error
     if tokenizer.chat_template is None:
         raise ReelignError(
             f"the language model {name} has no chat template, so it cannot be asked anything; choose one that was "

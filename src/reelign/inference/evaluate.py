@@ -6,11 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from reelign.enhancer.enhancer import load_enhancer
 from reelign.evaluate.battery import BatteryConfig, run_battery
 from reelign.evaluate.evaluation import Evaluation
 from reelign.evaluate.gsb import compare, retention
 from reelign.evaluate.statistics import bootstrap_mean
-from reelign.models.load import load_model
+from reelign.inference.enhance import outcome_rows
+from reelign.models.load import enhancer_folder, load_model
 from reelign.sampling.sample import SampleConfig
 
 Progress = Callable[[str, int, int, str], None]
@@ -25,18 +27,34 @@ class TextTable(NamedTuple):
 
 
 def evaluate_model(
-    name: str, against: str | None, battery: BatteryConfig, sampler: SampleConfig, out: Path, progress: Progress
+    name: str,
+    against: str | None,
+    battery: BatteryConfig,
+    sampler: SampleConfig,
+    out: Path,
+    progress: Progress,
+    enhanced: bool = True,
 ) -> list[TextTable]:
     """Run the battery on a model (and on a second one), write `evaluation.json` and clips, and return tables.
 
+    Args:
+        name: the model.
+        against: the second one.
+        battery: the prompts and their judge.
+        sampler: the deployment sampler.
+        out: gets `model/` and `against/`.
+        progress: told what is judged, and how many clips of how many are done.
+        enhanced: whether a model that carries a prompt enhancer is asked through it.
+
     Returns:
-        Scores per axis with 95 % intervals; with `against` also GSB of the model against it, and retention.
+        Scores per axis with 95 % intervals, and what became of the prompts if there was an enhancer; with `against`
+        also GSB of the model against it, and retention.
     """
-    child = _evaluate(name, battery, sampler, out / "model", progress)
-    tables = [TextTable(f"Scores of {name}", ["axis", "mean", "95 % interval"], _score_rows(child))]
+    child = _evaluate(name, battery, sampler, out / "model", progress, enhanced)
+    tables = _own_tables(name, child)
     if against is not None:
-        parent = _evaluate(against, battery, sampler, out / "against", progress)
-        tables.append(TextTable(f"Scores of {against}", ["axis", "mean", "95 % interval"], _score_rows(parent)))
+        parent = _evaluate(against, battery, sampler, out / "against", progress, enhanced)
+        tables += _own_tables(against, parent)
         rows = [
             [axis, f"{found.value:+.2f}", f"[{found.low:+.2f}, {found.high:+.2f}]"]
             for axis, found in compare(parent, child).items()
@@ -52,12 +70,28 @@ def evaluate_model(
     return tables
 
 
-def _evaluate(name: str, battery: BatteryConfig, sampler: SampleConfig, out: Path, progress: Progress) -> Evaluation:
+def _evaluate(
+    name: str, battery: BatteryConfig, sampler: SampleConfig, out: Path, progress: Progress, enhanced: bool
+) -> Evaluation:
+    carried = enhancer_folder(name) if enhanced else None
     found = run_battery(
-        load_model(name), battery, sampler, "test", out, lambda done, total: progress(f"judge {name}", done, total, "")
+        load_model(name),
+        battery,
+        sampler,
+        "test",
+        out,
+        lambda done, total: progress(f"judge {name}", done, total, ""),
+        enhancer=load_enhancer(str(carried)) if carried else None,
     )
     found.save(out / "evaluation.json")
     return found
+
+
+def _own_tables(name: str, found: Evaluation) -> list[TextTable]:
+    tables = [TextTable(f"Scores of {name}", ["axis", "mean", "95 % interval"], _score_rows(found))]
+    if outcomes := [item.outcome for item in found.items if item.outcome]:
+        tables.append(TextTable(f"Prompts given to {name}", ["outcome", "prompts", "share"], outcome_rows(outcomes)))
+    return tables
 
 
 def _score_rows(evaluation: Evaluation) -> list[list[str]]:

@@ -117,16 +117,26 @@ def read_prompt(text: str) -> Prompt | None:
     Returns:
         None if the text lacks an attribute of `IDENTIFYING`.
     """
+    said = stated_values(text)
+    if not all(name in said for name in IDENTIFYING):
+        return None
+    scene = Scene(**({name: values[0] for name, values in VALUES.items()} | said))
+    return Prompt(text, scene, tuple(name for name in ATTRIBUTES if name in said))
+
+
+def stated_values(text: str) -> dict[str, str]:
+    """The attributes that a text names, in the world's own words or the users', with their values; what stands still has
+    no speed.
+    """
     left = f" {' '.join(text.lower().split())} "
     said: dict[str, str] = {}
     for phrase, (name, value) in _phrases().items():
         if f" {phrase} " in left:
             left = left.replace(f" {phrase} ", "  ")
             said.setdefault(name, value)
-    if not all(name in said for name in IDENTIFYING):
-        return None
-    scene = Scene(**({name: values[0] for name, values in VALUES.items()} | said))
-    return Prompt(text, scene, tuple(name for name in stated_in_full(scene) if name in said))
+    if said.get("motion") == "still":
+        said.pop("speed", None)
+    return said
 
 
 @cache

@@ -14,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from safetensors import SafetensorError, safe_open
 
 from reelign.errors import ReelignError
-from reelign.models.adapter import load_lora, merge_lora
+from reelign.models.adapter import WEIGHTS, load_lora, merge_lora
 from reelign.models.base import CARD, NativeSize, VideoModel
 from reelign.models.codec import BlockCodec
 from reelign.models.wan import WanModel
@@ -43,21 +43,20 @@ def load_model(name: str | Path, dtype: str = "float32", device: torch.device | 
         ReelignError: nothing is there, a file is damaged, or the family is not supported.
     """
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    folder = model_folder(str(name))
-    if folder is not None and (folder / "pytorch_lora_weights.safetensors").exists():
+    name = generator_name(str(name))
+    folder = model_folder(name)
+    if folder is not None and (folder / WEIGHTS).exists():
         model = load_model(_card(folder, "base"), dtype, place)
         merge_lora(model)
         load_lora(model, folder)
         return model
-    if folder is not None and not (folder / "model_index.json").exists():
-        return load_model(_card(folder, "base"), dtype, place)
     if folder is not None:
         _check_files(folder)
-    pipeline = _load_pipeline(folder or str(name), getattr(torch, dtype))
+    pipeline = _load_pipeline(folder or name, getattr(torch, dtype))
     if pipeline.vae.dtype != torch.float32:
         pipeline.vae.to(torch.float32)
     pipeline.to(place)
-    return FAMILIES[type(pipeline).__name__](pipeline, str(name), _native_size(folder))
+    return FAMILIES[type(pipeline).__name__](pipeline, name, _native_size(folder))
 
 
 def model_folder(name: str) -> Path | None:
@@ -66,19 +65,25 @@ def model_folder(name: str) -> Path | None:
         return MINIATURE
     path = Path(name)
     for candidate in (path, path / "model"):
-        kinds = ("model_index.json", "pytorch_lora_weights.safetensors", f"{ENHANCER}/config.json")
+        kinds = ("model_index.json", WEIGHTS, f"{ENHANCER}/config.json")
         if any((candidate / kind).exists() for kind in kinds):
             return candidate
     if path.exists():
-        raise ReelignError(
-            f"{name} is no model: it holds neither model_index.json nor pytorch_lora_weights.safetensors."
-        )
+        raise ReelignError(f"{name} is no model: it holds neither model_index.json nor {WEIGHTS}.")
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ReelignError(
             f"there is no model {name!r}. Give the word 'miniature', an artifact of a run such as runs/demo/sft/model, "
             "a diffusers folder or a hub id such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers."
         )
     return None
+
+
+def generator_name(name: str) -> str:
+    """Who makes the clips of a model: itself, or the base of an artifact that only adds an enhancer."""
+    folder = model_folder(name)
+    if folder is None or any((folder / file).exists() for file in ("model_index.json", WEIGHTS)):
+        return name
+    return generator_name(_card(folder, "base"))
 
 
 def enhancer_folder(name: str) -> Path | None:

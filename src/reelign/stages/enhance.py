@@ -33,8 +33,8 @@ from reelign.models.base import CARD
 from reelign.models.load import ENHANCER
 from reelign.sampling.noise import generator
 from reelign.stages.context import StageContext
-from reelign.stages.enhance_recipe import EnhanceConfig, RewardTraining
-from reelign.stages.rewriting import STRUCTURE, Rewriting
+from reelign.stages.enhance_recipe import EnhanceConfig, RewardTraining, divided
+from reelign.stages.rewriting import Rewriting
 from reelign.train.track import Tracker
 
 WHOLE = "whole.json"
@@ -48,7 +48,6 @@ def run_enhance(context: StageContext, config: EnhanceConfig) -> Path:
     tracker = Tracker(context.folder, enabled=context.world.is_main, sinks=config.track)
     learnt = context.folder / "supervised" / "model"
     if not learnt.exists():
-        tracker.resume(-1)
         train_on_pairs(context, config, pairs, manner, tracker, learnt)
     if config.grpo is not None:
         rewarded = context.folder / "grpo" / "model"
@@ -83,7 +82,7 @@ def train_on_pairs(
 ) -> None:
     """Supervised training: the likelihood of the answer, given the question."""
     step, template = config.supervised, manner.build_template()
-    trl = _trl()
+    trl = trl_library()
     model, tokenizer = load_language_model(config.language_model, config.dtype, context.world.device)
     rows = [
         {
@@ -122,12 +121,13 @@ def train_on_rewards(
     target: Path,
 ) -> None:
     """GRPO: rewrites whose clips score above their group's average become likelier."""
-    trl = _trl()
+    trl = trl_library()
     model, tokenizer = load_language_model(learnt, config.dtype, context.world.device)
     rewriting = Rewriting(model, tokenizer, manner, grpo, context)
-    weights = rewriting.rewards.weights | {STRUCTURE: grpo.structure}
+    weights = rewriting.weights
     watch = Watch(context, tracker, "enhance: rewards", grpo.steps, config.supervised.steps)
-    asked = {rewriting.template.messages(prompt)[-1]["content"]: prompt for prompt in rewriting.prompts}
+    conversations = [rewriting.template.messages(prompt) for prompt in rewriting.prompts]
+    asked = {said[-1]["content"]: prompt for said, prompt in zip(conversations, rewriting.prompts, strict=True)}
 
     def rollout(questions: Sequence[list[dict[str, str]]], trainer: Any) -> dict[str, Any]:
         policy = trainer.accelerator.unwrap_model(trainer.model)
@@ -156,8 +156,9 @@ def train_on_rewards(
                 loss_type="grpo",
                 reward_weights=list(weights.values()),
                 multi_objective_aggregation="normalize_then_sum",
+                shuffle_dataset=False,  # the prompts come in the order of the stream that RLHF draws from
             ),
-            train_dataset=_dataset([{"prompt": rewriting.template.messages(prompt)} for prompt in rewriting.prompts]),
+            train_dataset=_dataset([{"prompt": conversation} for conversation in conversations]),
             processing_class=tokenizer,
             peft_config=_adapters(config),
             callbacks=[watch],
@@ -237,11 +238,14 @@ def _train(trainer: Any, watch: Watch, context: StageContext) -> None:
     newest = max(found, default=0)
     watch.tracker.resume(watch.first + newest)
     context.world.barrier()
+    if newest == watch.steps:  # all but written: trl would train one step more
+        trainer._load_from_checkpoint(str(found[newest]))
+        return
     try:
         trainer.train(resume_from_checkpoint=str(found[newest]) if found else None)
     except ReelignError as error:
         step = trainer.state.global_step
-        if step not in found and step > 0:
+        if step > 0 and not (folder / f"checkpoint-{step}" / WHOLE).exists():
             trainer._save_checkpoint(trainer.model, None)  # trl has no public way to save between steps
             watch.on_save(trainer.args, trainer.state, trainer.control)
         raise ReelignError(f"{error} Stopped after step {step}; the same command goes on from here.") from error
@@ -284,13 +288,8 @@ def _arguments(context: StageContext, config: EnhanceConfig, folder: Path, steps
 
 def _batches(rows: int, micro: int, what: str, context: StageContext) -> dict[str, int]:
     """Rows at once on a rank, and how often before the optimiser steps."""
-    share, rest = divmod(rows, context.world.size)
-    if rest:
-        raise ReelignError(f"{what}={rows} does not divide over {context.world.size} ranks.")
-    micro = min(micro, share)
-    if share % micro:
-        raise ReelignError(f"{what}={rows} gives each rank {share}, which is no multiple of micro_batch={micro}.")
-    return {"per_device_train_batch_size": micro, "gradient_accumulation_steps": share // micro}
+    at_once, passes = divided(rows, micro, what, context.world.size)
+    return {"per_device_train_batch_size": at_once, "gradient_accumulation_steps": passes}
 
 
 def _adapters(config: EnhanceConfig) -> LoraConfig | None:
@@ -300,7 +299,7 @@ def _adapters(config: EnhanceConfig) -> LoraConfig | None:
     return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
-def _trl() -> Any:
+def trl_library() -> Any:
     """The library: an extra, because only this stage needs it.
 
     Raises:

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from reelign.data.pairs import PromptPair, read_pairs
 from reelign.enhancer.enhancer import Manner
 from reelign.enhancer.guard import window_of
+from reelign.errors import ReelignError
+from reelign.evaluate.battery import BatteryConfig
 from reelign.miniature.enhancer_pairs import miniature_pairs
 from reelign.rewards.recipe import RewardEntry
 from reelign.sampling.sample import SampleConfig
@@ -95,6 +97,11 @@ class RewardTraining(BaseModel):
     width: int | None = Field(default=None, ge=8, description="Width of a clip; the battery's if empty.")
     save_every: int = Field(default=10, ge=1, description="Steps between checkpoints.")
 
+    def size(self, battery: BatteryConfig) -> BatteryConfig:
+        """The battery with the size of these clips."""
+        named = {name: getattr(self, name) or getattr(battery, name) for name in ("frames", "height", "width")}
+        return battery.model_copy(update=named)
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.group_size - self.raw < 2:
@@ -129,3 +136,18 @@ class EnhanceConfig(BaseModel):
         """How the model is asked and guarded; the window is that of the generator's captions."""
         window = self.window or window_of([pair.rewrite for pair in pairs])
         return Manner(self.template, window, self.guard, self.tokens)
+
+
+def divided(rows: int, micro: int, what: str, ranks: int) -> tuple[int, int]:
+    """Rows at once on a rank, and how often before the optimiser steps.
+
+    Raises:
+        ReelignError: the rows do not divide.
+    """
+    share, rest = divmod(rows, ranks)
+    if rest or not share:
+        raise ReelignError(f"{what}={rows} does not divide over {ranks} ranks.")
+    micro = min(micro, share)
+    if share % micro:
+        raise ReelignError(f"{what}={rows} gives each rank {share}, which is no multiple of micro_batch={micro}.")
+    return micro, share // micro

@@ -21,7 +21,7 @@ from reelign.models.load import load_model
 from reelign.rewards.base import RewardSet
 from reelign.rewards.recipe import build_rewards
 from reelign.sampling.noise import generator
-from reelign.stages.asked import build_prompts
+from reelign.stages.asked import build_prompts, drawn
 from reelign.stages.context import StageContext
 from reelign.stages.enhance_recipe import RewardTraining
 from reelign.stages.studio import Shot, Studio
@@ -51,7 +51,11 @@ class Rewritten:
 
 
 class Rewriting:
-    """Asks, renders and scores."""
+    """Asks, renders and scores.
+
+    Attributes:
+        prompts: of all steps, in the order in which they are learned from.
+    """
 
     def __init__(
         self, language_model: Any, tokenizer: Any, manner: Manner, grpo: RewardTraining, context: StageContext
@@ -59,12 +63,12 @@ class Rewriting:
         self.tokenizer, self.manner, self.grpo, self.context = tokenizer, manner, grpo, context
         self.template = manner.build_template()
         self.guard = manner.build_guard(similarity(language_model, tokenizer))
-        self.prompts = [listed.text for listed in build_prompts(grpo.prompts)]
+        positions = range(grpo.steps * grpo.prompts_per_step)
+        self.prompts = [listed.text for listed in drawn(build_prompts(grpo.prompts), positions, context.seed)]
         self.rewards: RewardSet = build_rewards(grpo.rewards)
         if any(reward.reward.name == STRUCTURE for reward in self.rewards.rewards):
             raise ReelignError(f"a reward may not be called {STRUCTURE!r}: it is the one for format and length.")
-        size = {name: getattr(grpo, name) or getattr(context.battery, name) for name in ("frames", "height", "width")}
-        self.size = context.battery.model_copy(update=size)
+        self.size = grpo.size(context.battery)
         self.studio = Studio(
             load_model(grpo.generator or context.parent, dtype=context.dtype, device=context.world.device),
             grpo.sampler or context.sampler,
@@ -90,22 +94,22 @@ class Rewriting:
             answer if own else self._raw(prompt) for prompt, answer, own in zip(prompts, answers, learned, strict=True)
         ]
         rewrites, structures = [], []
-        for prompt, answer in zip(prompts, answers, strict=True):
+        for prompt, answer, own in zip(prompts, answers, learned, strict=True):
             said = self.tokenizer.decode(answer, skip_special_tokens=True)
-            ended, text = finished(language_model, self.tokenizer, answer), self.template.parse(said)
-            rewrites.append(self.judged(prompt, said, ended, text))
+            ended, text = finished(language_model, self.tokenizer, answer), self.template.parse(said) if own else prompt
+            rewrites.append(self.judged(prompt, said, ended, text) if own else Rewrite(prompt, prompt, "unchanged"))
             structures.append(self.guard.structure(prompt, text, ended))
         scores = self.scores(rewrites) | {STRUCTURE: structures}
-        found = [rewrite for rewrite, own in zip(rewrites, learned, strict=True) if own]
+        raw = [not own for own in learned]
         numbers = {
-            "fallback": sum(rewrite.outcome == "fallback" for rewrite in found) / len(found),
-            "unchanged": sum(rewrite.outcome == "unchanged" for rewrite in found) / len(found),
-            "words": sum(len(rewrite.text.split()) for rewrite in found) / len(found),
+            "fallback": self._mean([rewrite.outcome == "fallback" for rewrite in rewrites], learned),
+            "unchanged": self._mean([rewrite.outcome == "unchanged" for rewrite in rewrites], learned),
+            "words": self._mean([len(rewrite.text.split()) for rewrite in rewrites], learned),
             "rendered": float(self.studio.rendered - before[0]),
             "reused": float(self.studio.reused - before[1]),
             "seconds/rollout": time.perf_counter() - started,
-            **{f"raw/{name}": _mean(values, [not own for own in learned]) for name, values in scores.items()},
-            **{f"reward/{name}": _mean(values, learned) for name, values in scores.items()},
+            **{f"raw/{name}": self._mean(values, raw) for name, values in scores.items() if self.grpo.raw},
+            **{f"reward/{name}": self._mean(values, learned) for name, values in scores.items()},
         }
         return Rewritten(questions, answers, learned, scores, rewrites, numbers)
 
@@ -137,7 +141,9 @@ class Rewriting:
         words = self.tokenizer(self.template.answer(prompt), add_special_tokens=False)["input_ids"]
         return [*words, self.tokenizer.eos_token_id]
 
-
-def _mean(values: Sequence[float], which: Sequence[bool]) -> float:
-    chosen = [value for value, own in zip(values, which, strict=True) if own]
-    return sum(chosen) / len(chosen) if chosen else float("nan")
+    def _mean(self, values: Sequence[float], which: Sequence[bool]) -> float:
+        """Over the chosen rows of all ranks."""
+        chosen = [value for value, is_chosen in zip(values, which, strict=True) if is_chosen]
+        sums = torch.tensor([sum(chosen), len(chosen)], dtype=torch.float64, device=self.context.world.device)
+        total, count = self.context.world.sum(sums).tolist()
+        return total / count

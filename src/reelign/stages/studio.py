@@ -1,8 +1,8 @@
 """Clips on demand from a frozen generator: what was rendered once is never rendered again.
 
-A shot is the generator's text and a take, which names its noise. A clip follows from shot, weights, sampler, size and
-seed; all but the shot give the cache its folder. Clips that were rendered together lie in one file, which is whole or
-absent: a run that was killed finds what it would have rendered anyway.
+A shot is the generator's text and a take, which names its noise. A clip follows from shot, weights and their type,
+sampler, size and seed; all but the shot give the cache its folder. Clips that were rendered together lie in one file,
+which is whole or absent: a run that was killed finds what it would have rendered anyway.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class Studio:
         self, model: VideoModel, sampler: SampleConfig, size: BatteryConfig, seed: int, cache: Path, world: World
     ) -> None:
         self.model, self.sampler, self.size, self.seed, self.world = model, sampler, size, seed, world
-        facts = [weights_identity(model.name), sampler.model_dump(mode="json"), _shape(size), seed]
+        dtype = str(next(iter(model.denoisers().values())).dtype)
+        facts = [weights_identity(model.name), dtype, sampler.model_dump(mode="json"), _shape(size), seed]
         self.folder = cache / hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
         self.rendered = self.reused = self.nfe = 0
         self._places: dict[Shot, tuple[Path, int]] = {}
