@@ -318,7 +318,7 @@ def test_what_becomes_of_odd_prompts_is_counted(tmp_path):
     said = found["enhance.prompts"].sentence
     assert said.startswith("3 prompts; of 5 that are listed 1 are empty and 1 repeats; ")
     assert "1 are longer than the 20 tokens that the text encoder reads (the longest has " in said
-    assert "1 are as long as a caption: they are left as they are, and nothing is learned from them" in said
+    assert "1 are longer than the captions: they are left as they are, and nothing is learned from them" in said
     assert said.endswith("fewer than enhance.grpo.prompts_per_step=8: a step has some of them twice.")
 
 

@@ -2,15 +2,27 @@
 
 import json
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
+import trl
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM, UMT5Config, UMT5EncoderModel
 
 from command import ROOT, reelign, torchrun
 from footage import pan, write
 from reelign.data.curate import CurateConfig, curate
+from reelign.data.pairs import inverted, write_pairs
+from reelign.data.prompts import read_prompts
 from reelign.doctor import examine
+from reelign.doctor.cost import clips_at_most
+from reelign.doctor.language import enhance_memory
+from reelign.models.base import VideoModel
+from reelign.models.load import load_model
 from reelign.recipe import load_recipe
+from tiny_language import tiny_language
 from tiny_wan import tiny_wan
 
 PROMPTS = ROOT / "recipes" / "prompts.txt"
@@ -34,8 +46,23 @@ SMALL_RL = (
     "rlhf.micro_batch=4",
     "rlhf.validate_every=1",
 )
+SMALL_ENHANCE = (
+    "enhance.dtype=float32",
+    f"enhance.grpo.prompts=[{{kind: list, path: {PROMPTS}}}]",
+    "enhance.grpo.rewards=[{kind: pixels, weights: {steadiness: 1.0, sharpness: 1.0}}]",
+    "enhance.grpo.steps=2",
+    "enhance.grpo.frames=9",
+    "enhance.grpo.height=32",
+    "enhance.grpo.width=48",
+    "enhance.grpo.sampler.steps=2",
+)
 RECIPES = ["wan21-1.3b-lora", "wan21-1.3b-full"]
 RL_RECIPES = ["wan21-1.3b-rlhf-lora", "wan21-1.3b-rlhf-full"]
+CHAT_TEMPLATES = {
+    "wan21-1.3b-enhance-qwen3-4b": "qwen3_instruct_2507",
+    "wan21-1.3b-enhance-qwen3-0.6b": "qwen3",
+}
+"""Those of the language models that the recipes for prompt enhancement name, of which trl has copies."""
 
 
 @pytest.fixture(scope="module")
@@ -176,3 +203,113 @@ def test_two_ranks_learn_what_one_rank_learns_from_the_rl_recipe_for_eight(rl_al
     for one, two in zip(wanted, found, strict=True):
         for number in ("reward", "grad_norm", "learned", "nfe"):
             assert two[number] == pytest.approx(one[number], rel=2e-3), number
+
+
+def enhance_overrides(root: Path, name: str) -> list[str]:
+    """A tiny language model with the real one's chat template, and pairs of captions inverted by rules."""
+    folder = root / name
+    if not folder.exists():
+        captions = [prompt.text for prompt in read_prompts(PROMPTS)]
+        tiny_language(folder / "chat", captions)
+        tokenizer = AutoTokenizer.from_pretrained(folder / "chat")
+        template = Path(trl.__file__).parent / "chat_templates" / f"{CHAT_TEMPLATES[name]}.jinja"
+        tokenizer.chat_template = template.read_text(encoding="utf-8")
+        tokenizer.save_pretrained(folder / "chat")
+        write_pairs(folder / "pairs.jsonl", inverted(captions, 64, 0))
+    pairs = f"enhance.supervised.pairs=[{{kind: file, path: {folder / 'pairs.jsonl'}}}]"
+    return [*tiny_model(root), f"battery.prompts={PROMPTS}", f"enhance.language_model={folder / 'chat'}", pairs]
+
+
+@pytest.mark.parametrize("name", CHAT_TEMPLATES)
+def test_the_doctor_passes_every_line_of_an_enhance_recipe(place, name):
+    settings = [*enhance_overrides(place, name), *SMALL_ENHANCE]
+    findings = examine(load_recipe(ROOT / "recipes" / f"{name}.yaml", settings))
+    assert not [finding for finding in findings if not finding.passed]
+    checks = {finding.check: finding.sentence for finding in findings}
+    assert "a chat template; adapters of " in checks["enhance.language_model"]
+    assert checks["enhance.tokens"].startswith("questions of video-1 have up to ")
+    assert checks["enhance.rehearsal"].startswith("2 prompts with 2 rewrites each")
+    assert "hours here" in checks["enhance.cost"]
+
+
+@pytest.mark.parametrize("name", CHAT_TEMPLATES)
+def test_an_enhance_recipe_runs_to_its_report_in_small(place, name):
+    small = [
+        *SMALL_BATTERY,
+        "sampler.steps=2",
+        "enhance.supervised.steps=2",
+        "enhance.supervised.batch_size=4",
+        "enhance.supervised.micro_batch=2",
+        "enhance.tokens=32",
+        "enhance.grpo.prompts_per_step=2",
+        "enhance.grpo.group_size=3",
+        "enhance.grpo.micro_batch=3",
+    ]
+    settings = [f"name={name}", *enhance_overrides(place, name), *SMALL_ENHANCE, *small]
+    done = reelign("run", ROOT / "recipes" / f"{name}.yaml", *settings, CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 0, done.stderr
+    run = place / "runs" / name
+    assert (run / "report" / "index.html").exists()
+    summary = json.loads((run / "summary.json").read_text())
+    assert [stage["name"] for stage in summary["stages"]] == ["base", "enhance"]
+    assert summary["stages"][1]["gsb"]
+    assert (run / "enhance" / "model" / "enhancer" / "model.safetensors").exists()
+    assert not (run / "enhance" / "model" / "enhancer" / "adapter_config.json").exists()  # adapters are merged
+    steps = [json.loads(line) for line in (run / "enhance" / "metrics.jsonl").read_text().splitlines()]
+    assert len(steps) == 4
+    assert all("reward/pixels.steadiness" in step for step in steps[2:])
+
+
+@pytest.mark.parametrize(
+    ("name", "gibibytes", "shape"),
+    [
+        ("wan21-1.3b-enhance-qwen3-4b", 79, (2560, 9728, 36, 32)),
+        ("wan21-1.3b-enhance-qwen3-0.6b", 23.5, (1024, 3072, 28, 16)),
+    ],
+)
+def test_an_enhance_recipe_fits_its_gpu_and_its_header_counts_what_it_costs(place, monkeypatch, name, gibibytes, shape):
+    """The real shapes, without memory. What the doctor cannot count are the 4.6 GiB of VideoReward."""
+    path = ROOT / "recipes" / f"{name}.yaml"
+    recipe = load_recipe(path)
+    enhance, header = recipe.enhance, path.read_text(encoding="utf-8").partition("name:")[0]
+    grpo, clips = enhance.grpo, clips_at_most(enhance.grpo)
+    for number in (clips, clips * 2 * grpo.sampler.steps, 3 * recipe.battery.count * 2 * recipe.sampler.steps):
+        assert f"{number:,}" in header
+    assert f"at most {clips * 3 * grpo.frames * grpo.height * grpo.width / 2**30:.0f} GiB" in header
+    assert grpo.prompts[0].path != recipe.battery.prompts
+    model, chat = real_wan(place), real_qwen3(*shape)
+    monkeypatch.setattr("reelign.doctor.language.free_memory", lambda: (gibibytes - 4.6) * 2**30)
+    assert f"{chat.num_parameters() / 1e9:.1f}" == ("4.0" if "4b" in name else "0.6")
+    assert "GiB a rank" in enhance_memory(recipe, enhance, chat, model, 512, 320)
+
+
+def real_wan(root: Path) -> VideoModel:
+    """Wan 2.1-1.3B in its own shapes, without memory."""
+    model = load_model(root / "wan", device="cpu")
+    with torch.device("meta"):
+        transformer = WanTransformer3DModel(
+            num_attention_heads=12, attention_head_dim=128, ffn_dim=8960, num_layers=30, text_dim=4096
+        )
+        text_encoder = UMT5EncoderModel(
+            UMT5Config(vocab_size=256384, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64)
+        )
+        parts = {"transformer": transformer, "text_encoder": text_encoder.to(torch.bfloat16), "vae": AutoencoderKLWan()}
+    cast(Any, model.pipeline).register_modules(**parts)
+    return model
+
+
+def real_qwen3(width: int, inside: int, blocks: int, heads: int) -> Qwen3ForCausalLM:
+    """A Qwen3 in its own shape, without memory."""
+    with torch.device("meta"):
+        return Qwen3ForCausalLM(
+            Qwen3Config(
+                vocab_size=151936,
+                hidden_size=width,
+                intermediate_size=inside,
+                num_hidden_layers=blocks,
+                num_attention_heads=heads,
+                num_key_value_heads=8,
+                head_dim=128,
+                tie_word_embeddings=True,
+            )
+        )

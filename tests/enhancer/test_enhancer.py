@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from reelign.data.endpoint import EndpointError
+from reelign.enhancer import enhancer as module
 from reelign.enhancer.enhancer import (
     CARD,
     MINIATURE_MANNER,
@@ -194,7 +195,8 @@ class Server:
 
 
 @pytest.fixture
-def server():
+def server(monkeypatch):
+    monkeypatch.setattr(module, "WAITS", (0.0, 0.0))
     found = Server()
 
     class Handler(BaseHTTPRequestHandler):
@@ -248,6 +250,21 @@ def test_answers_come_back_to_the_prompts_that_they_are_for(server):
     assert [rewrite.text for rewrite in found] == [f"{prompt} at dusk" for prompt in prompts]
 
 
+def test_an_answer_that_was_cut_off_is_not_used_and_one_that_came_to_its_end_is(server):
+    def cut(reason: str) -> Reply:
+        return 200, json.dumps({"choices": [{"message": {"content": REWRITE}, "finish_reason": reason}]})
+
+    for reason, label in (("length", "fallback: format"), ("stop", "rewritten")):
+        server.reply = lambda body, reason=reason: cut(reason)
+        assert served_enhancer(server.url, "words", PLAIN)(["a cat on a roof"])[0].label == label
+
+
+def test_a_server_that_is_busy_is_asked_again(server):
+    server.reply = lambda body: (503, "busy") if len(server.asked) < 3 else says(REWRITE)
+    assert served_enhancer(server.url, "words", PLAIN)(["a cat on a roof"])[0].text == REWRITE
+    assert len(server.asked) == 3
+
+
 def test_an_answer_that_does_not_hold_leaves_the_users_words(server):
     server.reply = lambda body: says("I cannot help with that.")
     assert served_enhancer(server.url, "words", VIDEO)(["a cat"])[0].label == "fallback: format"
@@ -267,9 +284,11 @@ def test_an_answer_that_does_not_hold_leaves_the_users_words(server):
 def test_a_server_without_an_answer_is_an_error(server, reply, said):
     server.reply = lambda body: reply
     with pytest.raises(EndpointError, match=said):
-        served_enhancer(server.url, "words", VIDEO)(["a cat", "a dog"])
+        served_enhancer(server.url, "words", VIDEO)(["a cat"])
+    assert len(server.asked) == (1 if reply[0] == 401 else 3)  # what lasts is not tried again
 
 
-def test_a_server_that_is_away_is_an_error():
+def test_a_server_that_is_away_is_an_error(monkeypatch):
+    monkeypatch.setattr(module, "WAITS", ())
     with pytest.raises(EndpointError, match=r"127\.0\.0\.1:9/v1/chat/completions: Connection refused"):
         served_enhancer("http://127.0.0.1:9/v1", "words", VIDEO)(["a cat"])

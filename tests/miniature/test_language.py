@@ -95,7 +95,7 @@ def test_what_a_user_said_is_kept_mostly_and_carelessly():
     assert all(checks[name] > 1000 for name in IDENTIFYING)
 
 
-def test_it_rewrites_in_whole_captions_and_loses_things_where_it_may(shipped):
+def test_it_rewrites_in_whole_captions_and_loses_things_where_it_may():
     """That there is something left to learn: some rewrites lose what was asked for, most do not."""
     from reelign.enhancer.enhancer import load_enhancer
 

@@ -130,7 +130,9 @@ def _prompts(grpo: RewardTraining, taught: Taught | None, renderer: VideoModel) 
     said += unread(kept, renderer)
     guard = taught.manner.build_guard(None) if taught is not None else None
     if guard is not None and (alone := sum(guard.asks(prompt) is not None for prompt in kept)):
-        said.append(f"{alone} are as long as a caption: they are left as they are, and nothing is learned from them")
+        said.append(
+            f"{alone} are longer than the captions: they are left as they are, and nothing is learned from them"
+        )
     if len(kept) < grpo.prompts_per_step:
         said.append(f"fewer than enhance.grpo.prompts_per_step={grpo.prompts_per_step}: a step has some of them twice")
     return "; ".join(said) + "."

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from reelign.enhancer.faithful import Lexical
 from reelign.enhancer.rewrite import Faithfulness, Loss
-from reelign.miniature.captions import stated_values
+from reelign.miniature.captions import stated_values, unread_words
 
 
 class OfTheMiniature(Faithfulness):
     """Every attribute that the prompt states is stated by the rewrite, with the same value.
 
-    A prompt that names nothing of the miniature's world is checked word by word.
+    What is not of the miniature's world is checked word by word.
     """
 
     def loss(self, prompt: str, rewrite: str) -> Loss | None:
         """See `Faithfulness`."""
-        asked, said = stated_values(prompt), stated_values(rewrite)
-        if not asked:
-            return Lexical().loss(prompt, rewrite)
-        lost = next((name for name, value in asked.items() if said.get(name) != value), None)
-        return Loss("attribute", f"{lost} {asked[lost]}") if lost else None
+        said = stated_values(rewrite)
+        for name, value in stated_values(prompt).items():
+            if said.get(name) != value:
+                return Loss("attribute", f"{name} {value}")
+        return Lexical().loss(unread_words(prompt), rewrite)

@@ -121,13 +121,23 @@ def read_prompt(text: str) -> Prompt | None:
     if not all(name in said for name in IDENTIFYING):
         return None
     scene = Scene(**({name: values[0] for name, values in VALUES.items()} | said))
-    return Prompt(text, scene, tuple(name for name in ATTRIBUTES if name in said))
+    return Prompt(text, scene, tuple(said))
 
 
 def stated_values(text: str) -> dict[str, str]:
-    """The attributes that a text names, in the world's own words or the users', with their values; what stands still has
+    """The attributes that a text names in the world's own words or the users', with their values; what stands still has
     no speed.
     """
+    return _read(text)[0]
+
+
+def unread_words(text: str) -> str:
+    """What is left of a text without the words of the world."""
+    return " ".join(word for word in _read(text)[1].split() if word not in ("a", "on", "background"))
+
+
+def _read(text: str) -> tuple[dict[str, str], str]:
+    """The attributes in their order, and the text without the phrases that name them."""
     left = f" {' '.join(text.lower().split())} "
     said: dict[str, str] = {}
     for phrase, (name, value) in _phrases().items():
@@ -136,7 +146,7 @@ def stated_values(text: str) -> dict[str, str]:
             said.setdefault(name, value)
     if said.get("motion") == "still":
         said.pop("speed", None)
-    return said
+    return {name: said[name] for name in ATTRIBUTES if name in said}, left
 
 
 @cache
