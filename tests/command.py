@@ -19,6 +19,7 @@ TINY = (
     "sft.steps=12",
     "sft.validate_every=6",
     "sft.save_every=2",
+    "enhance=null",
 )
 """A run of the demo's recipe in seconds."""
 

@@ -419,11 +419,11 @@ def test_clips_and_evaluations_are_counted_as_they_are_spent(tmp_path):
     assert f"Batteries take {4 * once} more" in sentence
 
 
-def test_hours_are_those_of_all_rows_over_the_ranks_and_of_all_clips():
+def test_hours_are_those_of_all_rewrites_and_their_clips_over_the_ranks():
     grpo = recipe("enhance.grpo.steps=9").enhance.grpo  # pyright: ignore[reportOptionalMemberAccess]
     assert grpo is not None
     seconds = Seconds(rewrite=2.0, clip=0.5)
-    assert seconds.hours(grpo, 4) == pytest.approx(9 * 64 * (2.0 / 4 + 2 * 0.5) / 3600)
+    assert seconds.hours(grpo, 4) == pytest.approx(9 * 64 * (2.0 + 2 * 0.5) / 4 / 3600)
 
 
 def test_the_command_prints_each_line_once_on_two_ranks(tmp_path):

@@ -41,7 +41,8 @@ ALONE = World(0, 1, torch.device("cpu"), None)
 
 
 def overrides(*more: str) -> list[str]:
-    return ["curate=null", "sft=null", "sampler.steps=4", "battery.count=2", f"rlhf={json.dumps(SMALL)}", *more]
+    small = ["curate=null", "sft=null", "enhance=null", "sampler.steps=4", "battery.count=2"]
+    return [*small, f"rlhf={json.dumps(SMALL)}", *more]
 
 
 def recipe(*more: str) -> Recipe:

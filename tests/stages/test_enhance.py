@@ -2,12 +2,13 @@
 
 import json
 import math
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from command import DEMO, reelign, torchrun
@@ -115,12 +116,17 @@ def test_the_artifact_is_a_transformers_folder_beside_the_name_of_its_generator(
     assert {path.name for path in one_rank.glob("*/checkpoint-*")} == set()
 
 
-def test_the_artifact_loads_as_its_base_and_evaluates_with_its_enhancer(one_rank):
+def test_the_artifact_loads_as_its_base_and_evaluates_with_its_enhancer(one_rank, tmp_path):
     made, base = load_model(one_rank / "model", device="cpu"), load_model("miniature", device="cpu")
     for name, network in base.denoisers().items():
         wanted, found = network.state_dict(), made.denoisers()[name].state_dict()
         assert all(torch.equal(found[key], value) for key, value in wanted.items())
     assert enhancer_folder("miniature") is None
+    other = tmp_path / "other"
+    shutil.copytree(one_rank / "model", other)
+    path = other / "enhancer" / "model.safetensors"
+    save_file({name: value + 1 for name, value in load_file(path).items()}, path, {"format": "pt"})
+    assert weights_identity(str(other)) == weights_identity(str(one_rank))  # of the generator: the words are no weights
     items = json.loads((one_rank / "evaluation.json").read_text())["items"]
     plain = json.loads((one_rank / "without" / "evaluation.json").read_text())["items"]
     prompts = [item["prompt"] for item in items]
@@ -156,6 +162,9 @@ def test_both_steps_learn_are_logged_in_one_row_of_steps_and_paid_for(one_rank):
     assert row["without"]["scores"].keys() == row["scores"].keys() == {"text", "visual", "motion"}
     assert sum(row["enhancement"]["outcomes"].values()) == 2
     assert row["gsb"].keys() == {"text", "visual", "motion", "overall"}
+    assert [figure["label"] for figure in row["figures"]] == [
+        "Overall GSB on full captions, with the enhancer against without"
+    ]
 
 
 def test_a_run_that_is_killed_in_both_steps_ends_in_the_same_bits(one_rank, tmp_path):
@@ -379,7 +388,6 @@ def test_a_chat_model_with_its_own_template_learns_both_steps(tmp_path):
     assert (enhancer.manner.template, enhancer.manner.guard, enhancer.manner.window) == ("video-1", "lexical", (13, 14))
     rewrites = enhancer([pair.prompt for pair in CAT])
     assert [(rewrite.text, rewrite.outcome) for rewrite in rewrites] == [(pair.rewrite, "rewritten") for pair in CAT]
-    assert weights_identity(str(artifact)) == weights_identity(str(tmp_path / "r" / "enhance"))
 
 
 def test_the_window_is_measured_on_the_pairs_unless_it_is_given(tmp_path):

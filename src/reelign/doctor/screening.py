@@ -42,7 +42,7 @@ ADVICE = (
 
 @dataclass(frozen=True)
 class Seconds:
-    """Of a rewrite, asked for and judged on a rank, and of a clip that all ranks render together."""
+    """Of a rank: for a rewrite, asked for and judged, and for a clip that is rendered."""
 
     rewrite: float
     clip: float
@@ -50,7 +50,7 @@ class Seconds:
     def hours(self, grpo: RewardTraining, ranks: int) -> float:
         """Of all rollouts, if no clip is ever rendered before."""
         rewrites = grpo.steps * grpo.prompts_per_step * grpo.group_size
-        return rewrites * (self.rewrite / ranks + grpo.clips * self.clip) / 3600
+        return rewrites * (self.rewrite + grpo.clips * self.clip) / ranks / 3600
 
 
 def seconds_on_a_cpu(
@@ -129,7 +129,8 @@ def _seconds(rewriting: Rewriting, rollout: Callable[[], Rewritten], prompts: li
     studio.film([Shot(prompt, take) for prompt in prompts for take in fresh])
     rendered = now()
     rows = len(rollout().rewrites)
-    return Seconds((now() - rendered) / rows, (rendered - began) / (studio.rendered - before))
+    share = (studio.rendered - before) / studio.world.size
+    return Seconds((now() - rendered) / rows, (rendered - began) / share)
 
 
 def _who(recipe: Recipe, grpo: RewardTraining, found: Rewritten, world: World) -> str:

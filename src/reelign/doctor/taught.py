@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,7 +64,8 @@ def pairs_line(config: EnhanceConfig, language: Language | None) -> tuple[Taught
         f"{len(pairs):,} pairs, {sum(prompts) / len(pairs):.1f} words in a prompt and {sum(rewrites) / len(pairs):.1f} "
         f"in a rewrite; the window is {least} to {most} words, {measured}, and {outside:.1%} of them lie outside"
     )
-    looked = [pairs[place * len(pairs) // min(GUARDED, len(pairs))] for place in range(min(GUARDED, len(pairs)))]
+    count = min(GUARDED, len(pairs))
+    looked = [pairs[place * len(pairs) // count] for place in range(count)]
     refused, reason = _refused(looked, manner, language)
     sentence += f"; the guard itself refuses {len(refused)} of {len(looked):,}"
     if not refused:
@@ -90,10 +92,8 @@ def tokens_line(config: EnhanceConfig, language: Language, taught: Taught, rende
             f"the chat template of {config.language_model} refuses enhance.template={template.name} ({error}); choose "
             "another template or another model."
         ) from error
-    cut, room = (
-        sum(length > config.tokens for length in answers),
-        model.config.get_text_config().max_position_embeddings,
-    )
+    cut = sum(length > config.tokens for length in answers)
+    room = getattr(model.config.get_text_config(), "max_position_embeddings", math.inf)
     sentence = (
         f"questions of {template.name} have up to {question} tokens, answers up to {max(answers)}, and {cut} of "
         f"{len(answers):,} answers are longer than enhance.tokens={config.tokens}"

@@ -314,6 +314,7 @@ def trl_library() -> Any:
 
 
 def _dataset(rows: list[dict[str, Any]]) -> Any:
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
 
+    disable_progress_bars()  # they would tear the run's own
     return Dataset.from_list(rows)
