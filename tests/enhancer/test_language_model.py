@@ -113,6 +113,23 @@ def test_sampled_answers_follow_from_the_seed_and_differ_from_one_another(miniat
     assert len({tuple(answer) for answer in found[0]}) > 1
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_what_a_model_ships_for_its_own_sampling_is_not_used(chat, monkeypatch, temperature):
+    """Chat models come with settings such as a low temperature; GRPO needs answers of the model as it is."""
+    model, tokenizer = chat
+    questions = [conversation_ids(tokenizer, PLAIN.messages("a cat on a roof"))] * 4
+
+    def answers() -> list[list[int]]:
+        torch.manual_seed(0)
+        return answer_ids(model, tokenizer, questions, 12, temperature)
+
+    plain = answers()
+    shipped = {"do_sample": True, "temperature": 0.1, "top_k": 2, "top_p": 0.1, "repetition_penalty": 1.8}
+    for name, value in shipped.items():
+        monkeypatch.setattr(model.generation_config, name, value)
+    assert answers() == plain
+
+
 @pytest.mark.parametrize("which", ["miniature", "chat"])
 def test_similarity_is_a_cosine_that_is_one_for_the_same_word(which, request):
     similar = similarity(*request.getfixturevalue(which))

@@ -23,9 +23,19 @@ def test_every_prompt_is_read_as_it_was_meant():
             assert all(getattr(found.scene, name) == getattr(scene, name) for name in prompt.stated), prompt.text
 
 
-@pytest.mark.parametrize("text", ["", "a red ball", "a cat dances on a roof", "rising slowly", "circle moving left"])
-def test_a_prompt_that_names_too_little_is_none(text):
+@pytest.mark.parametrize("text", ["", "going on", "a cat dances on a roof", "a red ball on a roof"])
+def test_a_prompt_that_names_nothing_or_something_of_another_world_is_none(text):
     assert read_prompt(text) is None
+
+
+def test_what_a_prompt_leaves_out_is_not_asked_for():
+    found = read_prompt("ball going left")
+    assert found is not None
+    assert found.stated == ("shape", "motion")
+    assert (found.scene.shape, found.scene.motion) == ("circle", "left")
+    scene = next(s for s in scenes(False) if s.shape == "circle" and s.motion == "left" and s.colour == "cyan")
+    clip = Clip(render(scene, np.random.default_rng(0)), FPS, "ball going left", "any colour")
+    assert MiniatureReward()([clip])["text"].tolist() == [1.0]
 
 
 def test_the_reward_is_the_training_judges_verdict():
@@ -56,7 +66,7 @@ def test_a_clip_of_another_rate_and_size_is_brought_to_the_worlds():
 def test_a_prompt_in_other_words_is_an_error_that_names_the_clip():
     scene = scenes(False)[0]
     video = render(scene, np.random.default_rng(0))
-    with pytest.raises(RewardError, match="'a cat' does not name") as caught:
+    with pytest.raises(RewardError, match="'a cat' says something that is not") as caught:
         MiniatureReward()([Clip(video, FPS, full_prompt(scene).text, "fine"), Clip(video, FPS, "a cat", "cat")])
     assert caught.value.clips == ("cat",)
 

@@ -78,7 +78,13 @@ def answer_ids(
     ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
     how: dict[str, Any] = {"do_sample": False} if temperature == 0 else {"do_sample": True, "temperature": temperature}
     config = GenerationConfig(
-        max_new_tokens=most, eos_token_id=sorted(ends), pad_token_id=tokenizer.pad_token_id, top_k=0, top_p=1.0, **how
+        max_new_tokens=most,
+        eos_token_id=sorted(ends),
+        pad_token_id=tokenizer.pad_token_id,
+        top_k=0,  # what is not said here would come from the model's own settings
+        top_p=1.0,
+        repetition_penalty=1.0,
+        **how,
     )
     answers = []
     for start in range(0, len(questions), BATCH):

@@ -115,13 +115,12 @@ def read_prompt(text: str) -> Prompt | None:
     value and are not stated.
 
     Returns:
-        None if the text lacks an attribute of `IDENTIFYING`.
+        None if the text names no attribute, or says something that is not of this world.
     """
     said = stated_values(text)
-    if not all(name in said for name in IDENTIFYING):
+    if not said or unread_words(text):
         return None
-    scene = Scene(**({name: values[0] for name, values in VALUES.items()} | said))
-    return Prompt(text, scene, tuple(said))
+    return Prompt(text, Scene(**({name: values[0] for name, values in VALUES.items()} | said)), tuple(said))
 
 
 def stated_values(text: str) -> dict[str, str]:
@@ -132,8 +131,9 @@ def stated_values(text: str) -> dict[str, str]:
 
 
 def unread_words(text: str) -> str:
-    """What is left of a text without the words of the world."""
-    return " ".join(word for word in _read(text)[1].split() if word not in ("a", "on", "background"))
+    """What is left of a text without the phrases that name attributes and the other words of the world."""
+    known = vocabulary()
+    return " ".join(word for word in _read(text)[1].split() if word not in known)
 
 
 def _read(text: str) -> tuple[dict[str, str], str]:
@@ -188,6 +188,7 @@ def careless_caption(scene: Scene, generator: np.random.Generator, confused: flo
     return " ".join(word for word in full_caption(said, generator).split() if generator.random() >= missing)
 
 
+@cache
 def vocabulary() -> list[str]:
     """Every word that a caption or a user prompt can hold, sorted."""
     phrases = [*SYNONYMS, *(word for words in SYNONYMS.values() for word in words), "a on background"]

@@ -22,7 +22,7 @@ class MiniatureReward(Reward):
         """Judge each clip against what its prompt states.
 
         Raises:
-            RewardError: prompts that are not in the miniature's words, or name no colour, shape or motion.
+            RewardError: prompts with other words than the miniature's, or that name nothing of its world.
         """
         asked = [read_prompt(clip.prompt) for clip in clips]
         if strange := [clip.id for clip, prompt in zip(clips, asked, strict=True) if prompt is None]:
@@ -30,7 +30,7 @@ class MiniatureReward(Reward):
             raise RewardError(
                 self.name,
                 strange,
-                f"the prompt {first!r} does not name a colour, a shape and a motion in the miniature's words.",
+                f"the prompt {first!r} says something that is not in the miniature's words, or nothing at all.",
             )
         found = [
             training_judge(clip.frames, prompt.scene, prompt.stated)
