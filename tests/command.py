@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
+
+from forks import environment, run
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "recipes" / "demo.yaml"
@@ -24,21 +25,14 @@ TINY = (
 """A run of the demo's recipe in seconds."""
 
 
-def environment(**extra: str) -> dict[str, str]:
-    """One thread a process, no network: what is not on disk is an error."""
-    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"} | extra
-
-
 def command(*arguments: str | Path) -> list[str]:
     """The command line of `reelign ARGUMENTS`."""
     return [sys.executable, "-m", "reelign.cli", *map(str, arguments)]
 
 
 def reelign(*arguments: str | Path, **extra: str) -> subprocess.CompletedProcess[str]:
-    """Run `reelign ARGUMENTS` to its end."""
-    return subprocess.run(
-        command(*arguments), capture_output=True, text=True, env=environment(**extra), timeout=300, check=False
-    )
+    """Run `reelign ARGUMENTS` to its end, in a fork that has imported everything."""
+    return run(arguments, **extra)
 
 
 def torchrun(ranks: int, *arguments: str | Path, **extra: str) -> subprocess.CompletedProcess[str]:

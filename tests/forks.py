@@ -1,6 +1,7 @@
 """`reelign ARGUMENTS` in a process of its own that starts at once: the fork of one that has imported everything.
 
-For tests that stop a run and start it again. Signals, exit status and what is said are as on the command line.
+Signals, exit status and what is said are as on the command line; only the seconds of importing are saved. What the
+command line imports, and how it starts, is tested with real commands (`command.command`).
 """
 
 from __future__ import annotations
@@ -8,16 +9,35 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from unittest import mock
 
-from command import environment
-
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["reelign.pipeline", "trl.trainer.sft_trainer", "trl.trainer.grpo_trainer"])
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """One thread a process, no network: what is not on disk is an error."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"} | extra
+
+
+def run(arguments: Sequence[str | Path], **extra: str) -> subprocess.CompletedProcess[str]:
+    """Run `reelign ARGUMENTS` to its end."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder) / "out", Path(folder) / "err"
+        process = _start(arguments, environment(**extra), out, err)
+        process.join(300)
+        if process.is_alive():
+            process.kill()
+            raise subprocess.TimeoutExpired([*map(str, arguments)], 300)
+        said = (path.read_text() if path.exists() else "" for path in (out, err))
+        return subprocess.CompletedProcess([*map(str, arguments)], process.exitcode or 0, *said)
 
 
 class Fork:
@@ -26,9 +46,7 @@ class Fork:
     def __init__(self, folder: Path, *arguments: str | Path, **extra: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._log = folder / f"said-{time.monotonic_ns()}.txt"
-        self._process = SERVER.Process(target=_command, args=([*map(str, arguments)], str(self._log), extra))
-        with mock.patch.dict(os.environ, environment(CUDA_VISIBLE_DEVICES="")):
-            self._process.start()
+        self._process = _start(arguments, environment(CUDA_VISIBLE_DEVICES="", **extra), self._log, self._log)
 
     @property
     def said(self) -> str:
@@ -52,13 +70,23 @@ class Fork:
         os.kill(self._process.pid or 0, number)
 
 
-def _command(arguments: list[str], log: str, extra: dict[str, str]) -> None:
-    os.environ.update(extra)
-    sys.path[:0] = extra.get("PYTHONPATH", "").split(os.pathsep)
+def _start(arguments: Sequence[str | Path], variables: Mapping[str, str], out: Path, err: Path) -> BaseProcess:
+    work = ([*map(str, arguments)], dict(variables), str(Path.cwd()), str(out), str(err))
+    process = SERVER.Process(target=_command, args=work)
+    with mock.patch.dict(os.environ, environment(CUDA_VISIBLE_DEVICES="")):  # of the server, when this starts it
+        process.start()
+    return process
+
+
+def _command(arguments: list[str], variables: dict[str, str], folder: str, out: str, err: str) -> None:
+    os.environ.clear()
+    os.environ.update(variables)
+    os.chdir(folder)
+    sys.path[:0] = [place for place in variables.get("PYTHONPATH", "").split(os.pathsep) if place]
     sys.argv = ["reelign", *arguments]
-    with Path(log).open("wb") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    for number, path in ((1, out), (2, err)):
+        with Path(path).open("ab") as file:
+            os.dup2(file.fileno(), number)
     from reelign.cli import main
 
     main()

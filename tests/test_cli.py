@@ -28,6 +28,7 @@ TINY = (
     "sft.steps=8",
     "sft.validate_every=4",
     "sft.save_every=4",
+    "enhance=null",
 )
 
 
