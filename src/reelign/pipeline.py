@@ -41,8 +41,10 @@ from reelign.recipe import CurateStage, Recipe, dump_recipe
 from reelign.report.page import build_report
 from reelign.report.summary import WITHOUT
 from reelign.stages import enhance as enhance_module
+from reelign.stages import rewriting as rewriting_module
 from reelign.stages import rlhf as rlhf_module
 from reelign.stages import sft as sft_module
+from reelign.stages import studio as studio_module
 from reelign.stages.context import Progress, StageContext, silent
 from reelign.stages.enhance import run_enhance
 from reelign.stages.enhance_recipe import EnhanceConfig
@@ -169,7 +171,7 @@ class _Run:
 
     def _enhance(self, config: EnhanceConfig, parent: str) -> None:
         made = json.loads((self.folder / parent / "stage.json").read_text(encoding="utf-8"))
-        key = self._key(config, [made["fingerprint"]], enhance_module)
+        key = self._key(config, [made["fingerprint"]], enhance_module, rewriting_module, studio_module)
         self._stage(
             "enhance",
             "Prompt enhancement",
@@ -179,7 +181,7 @@ class _Run:
             self._judge_enhanced,
         )
 
-    def _key(self, config: BaseModel, inputs: list[str], code: ModuleType) -> str:
+    def _key(self, config: BaseModel, inputs: list[str], *code: ModuleType) -> str:
         """Fingerprint of a training stage."""
         parts = {
             "stage": config.model_dump(mode="json"),
@@ -188,7 +190,7 @@ class _Run:
             "battery": self.recipe.battery.model_dump(mode="json"),
             "sampler": self.recipe.sampler.model_dump(mode="json"),
         }
-        return _fingerprint(parts, inputs, code)
+        return _fingerprint(parts, inputs, *code)
 
     def _context(self, folder: Path, parent: str, dataset: Path | None) -> StageContext:
         return StageContext(
@@ -318,9 +320,9 @@ def _sign(artifact: Path, facts: dict[str, Any], recipe: str, evaluation: Evalua
     write_atomically(card, json.dumps(signed, indent=2))
 
 
-def _fingerprint(parts: dict[str, Any], inputs: list[str], code: ModuleType) -> str:
+def _fingerprint(parts: dict[str, Any], inputs: list[str], *code: ModuleType) -> str:
     """SHA-256 over a stage's recipe, its inputs and the source that runs it."""
-    source = inspect.getsource(code)
+    source = [inspect.getsource(module) for module in code]
     text = json.dumps([reelign.__version__, parts, inputs, source], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -203,13 +203,13 @@ def test_enhancement_has_a_section_with_outcomes_lengths_and_both_scores(enhance
 def test_a_prompt_is_shown_with_its_rewrite_and_the_clips_without_and_with_it(enhanced: Path) -> None:
     found = page(enhanced)
     videos = found.all("video")
-    assert [video["aria-label"] for video in videos if "Prompt" in (video["aria-label"] or "")] == [
-        "Prompt enhancement: red box right",
-        "Prompt enhancement: two <i>odd</i> words",
-        "Prompt enhancement: a ring",
+    assert [video["aria-label"] for video in videos if "As rewritten" in (video["aria-label"] or "")] == [
+        "As rewritten: red box right",
+        "As rewritten: two <i>odd</i> words",
+        "As rewritten: a ring",
     ]
     by_label = {video["aria-label"]: video["src"] or "" for video in videos}
-    for label, side in (("As the user typed it", "enhance/without"), ("Prompt enhancement", "enhance")):
+    for label, side in (("As the user typed it", "enhance/without"), ("As rewritten", "enhance")):
         data = base64.b64decode(by_label[f"{label}: red box right"].removeprefix("data:video/mp4;base64,"))
         assert data == (enhanced / side / "samples" / "a.mp4").read_bytes()
     assert "red box right → a large red square moving right on a grey & white background" in found.text

@@ -78,7 +78,7 @@ def of_addition(stages: Sequence[Stage]) -> list[Judged]:
     for number, stage in reversed(list(enumerate(stages))):
         if stage.evaluation is not None and stage.without is not None:
             before = Judged(max(number - 1, 0), "As the user typed it", stage.without, stage.folder / WITHOUT)
-            return [before, Judged(number, stage.title, stage.evaluation, stage.folder)]
+            return [before, Judged(number, "As rewritten", stage.evaluation, stage.folder)]
     return []
 
 

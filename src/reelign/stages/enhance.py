@@ -13,6 +13,7 @@ so that a run which was killed goes on exactly.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -49,6 +50,8 @@ def run_enhance(context: StageContext, config: EnhanceConfig) -> Path:
     learnt = context.folder / "supervised" / "model"
     if not learnt.exists():
         train_on_pairs(context, config, pairs, manner, tracker, learnt)
+        gc.collect()  # a trainer holds itself, and with it the weights and the optimiser on the device
+        torch.cuda.empty_cache()
     if config.grpo is not None:
         rewarded = context.folder / "grpo" / "model"
         if not rewarded.exists():
