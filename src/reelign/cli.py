@@ -148,13 +148,14 @@ def generate(
     served_name: ServedName = None,
 ) -> None:
     """Write one clip: reelign generate miniature "a large red circle moving left fast on a white background"."""
-    from reelign.inference.enhance import enhance_prompts, enhancer_for
     from reelign.inference.generate import generate_clip
     from reelign.models.load import load_model
     from reelign.sampling.sample import SampleConfig
 
     quiet_libraries()
     if enhance or enhancer or served_name:
+        from reelign.inference.enhance import enhance_prompts, enhancer_for
+
         [rewrite] = enhance_prompts(enhancer_for(model, enhancer, served_name), [prompt])
         prompt = rewrite.text
         _say(console, f"prompt ({rewrite.label}): {prompt}")
@@ -296,7 +297,7 @@ def pairs(
         )
     console.print(f"wrote [bold]{len(made)}[/] pairs to {escape(str(out))}", highlight=False)
     for line in summary(made):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        _say(console, line)
 
 
 @reward_app.command("serve")

@@ -74,8 +74,7 @@ def answer_ids(
         most: tokens of an answer at most.
         temperature: of sampling from torch's global generator; 0 takes the likeliest token.
     """
-    ends = model.generation_config.eos_token_id
-    ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+    ends = _ends(model, tokenizer)
     how: dict[str, Any] = {"do_sample": False} if temperature == 0 else {"do_sample": True, "temperature": temperature}
     config = GenerationConfig(
         max_new_tokens=most,
@@ -100,8 +99,13 @@ def answer_ids(
 
 def finished(model: Any, tokenizer: Any, answer: Sequence[int]) -> bool:
     """Whether an answer came to its own end."""
-    ends = model.generation_config.eos_token_id
-    return bool(answer) and answer[-1] in {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+    return bool(answer) and answer[-1] in _ends(model, tokenizer)
+
+
+def _ends(model: Any, tokenizer: Any) -> set[int]:
+    """The tokens that end an answer."""
+    own = model.generation_config.eos_token_id
+    return {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
 
 
 def similarity(model: Any, tokenizer: Any) -> Callable[[str, Sequence[str]], float]:

@@ -17,12 +17,18 @@ GUIDANCE_SCALE = 2.0
 """Of deployment. From 3 on, guidance hides what careless captions did to the base."""
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word, lower case; words outside the world become `<unk>`."""
-    words = ["<pad>", "</s>", "<unk>", *vocabulary()]
+def word_tokenizer(*marks: str) -> Tokenizer:
+    """One token a word of the world, lower case; `marks` are further tokens, and what is none of these is `<unk>`."""
+    words = ["<pad>", "</s>", "<unk>", *marks, *vocabulary()]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return tokenizer
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word, lower case; words outside the world become `<unk>`."""
+    tokenizer = word_tokenizer()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from reelign.miniature.build import word_tokenizer
 from reelign.miniature.captions import full_caption, full_prompt, user_prompt, vocabulary
-from reelign.miniature.schedule import set_rate
+from reelign.miniature.optimisers import muon_and_adamw, set_rate
 from reelign.miniature.world import VALUES, Scene, scenes
 
 CARE = 0.8
@@ -41,12 +41,8 @@ CHAT = (
 
 def build_language_tokenizer() -> PreTrainedTokenizerFast:
     """One token a word, lower case; words outside the world become `<unk>`."""
-    words = ["<pad>", "</s>", "<unk>", USER, ANSWER, *vocabulary()]
-    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     found = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=word_tokenizer(USER, ANSWER),
         pad_token="<pad>",
         eos_token="</s>",
         unk_token="<unk>",
@@ -102,11 +98,7 @@ def train_language(out: Path, progress: Callable[[str, int, int, float], None] |
     torch.manual_seed(0)
     tokenizer: Any = build_language_tokenizer()
     model = build_language_model()
-    inside = {name for name, weight in model.named_parameters() if weight.ndim == 2 and ".layers." in name}
-    matrices = [weight for name, weight in model.named_parameters() if name in inside]
-    rest = [weight for name, weight in model.named_parameters() if name not in inside]
-    muon = torch.optim.Muon(matrices, lr=0.02, momentum=0.95, weight_decay=0.0)
-    adamw = torch.optim.AdamW(rest, lr=2e-3, betas=(0.9, 0.95), weight_decay=0.0)
+    muon, adamw = muon_and_adamw(model, ".layers.")
     pool = scenes(held_out=False)
     for step in range(STEPS):
         for optimizer, rate in ((muon, 0.02), (adamw, 2e-3)):

@@ -29,8 +29,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from reelign.flow.path import interpolate, velocity_target
 from reelign.miniature.build import GUIDANCE_SCALE, build_denoiser, build_text_encoder, build_tokenizer, make_pipeline
 from reelign.miniature.language import train_language
+from reelign.miniature.optimisers import muon_and_adamw, set_rate
 from reelign.miniature.pairs import CLEAN, SCRAPED, PairQuality, pairs
-from reelign.miniature.schedule import set_rate
 from reelign.miniature.world import FPS, FRAMES, SIDE
 from reelign.models.base import NativeSize
 from reelign.models.codec import BlockCodec, to_blocks
@@ -145,7 +145,7 @@ def train_denoiser(out: Path, part: str, codec: BlockCodec, progress: Progress |
     torch.manual_seed(0)
     network = nn.ModuleDict({"denoiser": build_denoiser(), "text_encoder": build_text_encoder()})
     average = {name: value.detach().clone() for name, value in network.named_parameters()}
-    muon, adamw = _optimizers(network)
+    muon, adamw = muon_and_adamw(network, "blocks.", ".block.")
     start = _resume(state, network, [muon, adamw], average) if state.exists() else 0
     until = COMMON_STEPS if part == "common" else DENOISER_STEPS[part]
     for step in range(start, until):
@@ -197,15 +197,6 @@ def _flow_matching_loss(
             return_dict=False,
         )[0]
     return (predicted.float() - velocity_target(clean, noise)).square().mean()
-
-
-def _optimizers(network: nn.ModuleDict) -> tuple[torch.optim.Muon, torch.optim.AdamW]:
-    matrices, rest = [], []
-    for name, parameter in network.named_parameters():
-        inside = parameter.ndim == 2 and ("blocks." in name or ".block." in name) and "bias" not in name
-        (matrices if inside else rest).append(parameter)
-    muon = torch.optim.Muon(matrices, lr=0.02, momentum=0.95, weight_decay=0.0)
-    return muon, torch.optim.AdamW(rest, lr=2e-3, betas=(0.9, 0.95), weight_decay=0.0)
 
 
 @torch.no_grad()
