@@ -1,12 +1,10 @@
 """A language model behind a real HTTP server, which answers, misbehaves, goes away and comes back."""
 
 import json
-import threading
-from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from chat_server import ChatServer, serving
 from reelign.data import ask_pairs as module
 from reelign.data.ask_pairs import MANNERS, TEMPLATE_VERSION, UnansweredError, ask_pairs
 from reelign.data.endpoint import ChatEndpoint
@@ -34,15 +32,7 @@ def expected(captions: list[str]) -> list[PromptPair]:
     return [PromptPair(" ".join(caption.split()[:3]).lower(), caption) for caption in captions]
 
 
-class Model:
-    """A server whose `reply` a test sets, and which keeps what it was asked."""
-
-    def __init__(self) -> None:
-        self.reply: Callable[[dict], Reply] = briefly
-        self.asked: list[dict] = []
-        self.keys: list[str | None] = []
-        self.url = ""
-
+class Model(ChatServer):
     @property
     def endpoint(self) -> ChatEndpoint:
         return ChatEndpoint(url=self.url, model="words", seconds=20)
@@ -51,30 +41,9 @@ class Model:
 @pytest.fixture
 def model(monkeypatch):
     monkeypatch.setattr(module, "WAIT_SECONDS", 0.0)
-    found = Model()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            found.asked.append(body)
-            found.keys.append(self.headers["Authorization"])
-            status, words = found.reply(body) if self.path == "/v1/chat/completions" else (404, "no such page")
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(words.encode())
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    found.url = f"http://127.0.0.1:{server.server_port}/v1"
-    yield found
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    found = Model(briefly)
+    with serving(found):
+        yield found
 
 
 def test_each_caption_gets_its_prompt_in_order_and_on_disk(model, tmp_path, monkeypatch):

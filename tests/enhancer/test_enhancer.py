@@ -1,14 +1,12 @@
 """An enhancer from a folder and behind a real HTTP server: asked in its manner, and guarded."""
 
 import json
-import threading
-from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from chat_server import ChatServer, serving
 from reelign.data.endpoint import EndpointError
 from reelign.enhancer import enhancer as module
 from reelign.enhancer.enhancer import (
@@ -183,41 +181,12 @@ def says(words: object, **more: object) -> Reply:
     return 200, json.dumps({"choices": [{"message": {"content": words} | more}]})
 
 
-class Server:
-    """A server whose `reply` a test sets, and which keeps what it was asked."""
-
-    def __init__(self) -> None:
-        self.reply: Callable[[dict], Reply] = lambda body: says(f"<prompt>{REWRITE}</prompt>")
-        self.asked: list[dict] = []
-        self.url = ""
-
-
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setattr(module, "WAITS", (0.0, 0.0))
-    found = Server()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            found.asked.append(body)
-            status, words = found.reply(body) if self.path == "/v1/chat/completions" else (404, "no such page")
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(words.encode())
-
-        def log_message(self, *_):
-            pass
-
-    listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    listening.daemon_threads = True
-    thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    found.url = f"http://127.0.0.1:{listening.server_port}/v1"
-    yield found
-    listening.shutdown()
-    thread.join()
-    listening.server_close()
+    found = ChatServer(lambda body: says(f"<prompt>{REWRITE}</prompt>"))
+    with serving(found):
+        yield found
 
 
 def test_a_server_is_asked_with_the_templates_system_message_and_the_users_words(server):

@@ -2,16 +2,14 @@
 
 import base64
 import json
-import threading
 import time
-from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import cv2
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from chat_server import ChatServer, serving
 from reelign.data.clip import Clip
 from reelign.rewards.base import RewardError, RewardSet, Weighted
 from reelign.rewards.recipe import VlmEntry
@@ -49,45 +47,14 @@ def brighter(body: dict) -> Reply:
     return says(json.dumps({"light": verdict}))
 
 
-class Judge:
-    """A server whose `reply` a test sets, and which keeps what it was asked."""
-
-    def __init__(self) -> None:
-        self.reply: Callable[[dict], Reply] = brightness
-        self.asked: list[dict] = []
-        self.keys: list[str | None] = []
-        self.url = ""
-
-
 @pytest.fixture
 def judge():
-    found = Judge()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            found.asked.append(body)
-            found.keys.append(self.headers["Authorization"])
-            status, words = found.reply(body) if self.path == "/v1/chat/completions" else (404, "no such page")
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(words.encode())
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    found.url = f"http://127.0.0.1:{server.server_port}/v1"
-    yield found
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    found = ChatServer(brightness)
+    with serving(found):
+        yield found
 
 
-def entry(judge: Judge, **more: object) -> VlmEntry:
+def entry(judge: ChatServer, **more: object) -> VlmEntry:
     settings = {"dimensions": {"light": [0, 255]}, "weights": {"light": 1}, "frames": 3, "seconds": 20}
     return VlmEntry.model_validate({"kind": "vlm", "url": judge.url, "model": "eyes"} | settings | more)
 
@@ -198,7 +165,7 @@ def test_a_judge_that_hangs_or_is_away_is_a_passing_failure(judge):
     assert caught.value.clips == ("a", "b", "c")
 
 
-def pairwise(judge: Judge, **more: object) -> VlmEntry:
+def pairwise(judge: ChatServer, **more: object) -> VlmEntry:
     return entry(judge, compare="pairwise", dimensions={"light": [0, 1]}, **more)
 
 
