@@ -34,18 +34,25 @@ from reelign.evaluate.evaluation import Evaluation
 from reelign.evaluate.gate import Gate, gate
 from reelign.evaluate.gsb import OVERALL, compare
 from reelign.files import write_atomically
+from reelign.flow import match as match_module
 from reelign.models.base import CARD
 from reelign.models.load import enhancer_folder, load_model
 from reelign.provenance import run_facts
 from reelign.recipe import CurateStage, Recipe, dump_recipe
 from reelign.report.page import build_report
 from reelign.report.summary import WITHOUT
+from reelign.sampling.sample import own_sampler
+from reelign.stages import causal_init as causal_init_module
+from reelign.stages import distill as distill_module
 from reelign.stages import enhance as enhance_module
 from reelign.stages import rewriting as rewriting_module
 from reelign.stages import rlhf as rlhf_module
 from reelign.stages import sft as sft_module
+from reelign.stages import student as student_module
 from reelign.stages import studio as studio_module
 from reelign.stages.context import Progress, StageContext, silent
+from reelign.stages.distill import run_distill
+from reelign.stages.distill_recipe import DistillConfig
 from reelign.stages.enhance import run_enhance
 from reelign.stages.enhance_recipe import EnhanceConfig
 from reelign.stages.rlhf import RlhfConfig, run_rlhf
@@ -54,7 +61,7 @@ from reelign.train.ledger import Ledger
 from reelign.train.loop import Interrupt
 from reelign.train.parallel import World
 
-STAGES = ("sft", "rlhf", "enhance")
+STAGES = ("sft", "rlhf", "enhance", "distill")
 """Training stages in their order, by their key in a recipe."""
 FOOTAGE = Path(__file__).parent / "miniature" / "assets" / "footage"
 
@@ -107,6 +114,8 @@ class _Run:
             self._rlhf(recipe.rlhf, "sft" if recipe.sft is not None else "base")
         if recipe.enhance is not None:
             self._enhance(recipe.enhance, names[names.index("enhance") - 1])
+        if recipe.distill is not None:
+            self._distill(recipe.distill, names[names.index("distill") - 1])
         report = self.folder / "report" / "index.html"
         if self.world.is_main:
             self.progress("report", 0, 1, "")
@@ -179,6 +188,18 @@ class _Run:
             key,
             lambda folder: str(run_enhance(self._context(folder, made["artifact"], None), config)),
             self._judge_enhanced,
+        )
+
+    def _distill(self, config: DistillConfig, parent: str) -> None:
+        made = json.loads((self.folder / parent / "stage.json").read_text(encoding="utf-8"))
+        code = (distill_module, student_module, causal_init_module, match_module)
+        key = self._key(config, [made["fingerprint"]], *code)
+        self._stage(
+            "distill",
+            "Distillation",
+            parent,
+            key,
+            lambda folder: str(run_distill(self._context(folder, made["artifact"], None), config)),
         )
 
     def _key(self, config: BaseModel, inputs: list[str], *code: ModuleType) -> str:
@@ -279,7 +300,7 @@ class _Run:
             evaluation = run_battery(
                 model,
                 battery,
-                self.recipe.sampler,
+                own_sampler(model) or self.recipe.sampler,
                 "test",
                 folder if self.world.is_main else None,
                 lambda done, total: self._tell(f"{name}: battery", done, total),

@@ -20,6 +20,7 @@ from reelign.data.curate import CurateConfig
 from reelign.errors import ReelignError
 from reelign.evaluate.battery import BatteryConfig
 from reelign.sampling.sample import SampleConfig
+from reelign.stages.distill_recipe import DistillConfig
 from reelign.stages.enhance_recipe import EnhanceConfig
 from reelign.stages.rlhf import RlhfConfig
 from reelign.stages.sft import SftConfig
@@ -53,7 +54,8 @@ class Recipe(BaseModel):
     curate: CurateStage | None = Field(default=None, description="Turn footage into a dataset before training.")
     sft: SftConfig | None = Field(default=None, description="Supervised fine-tuning.")
     rlhf: RlhfConfig | None = Field(default=None, description="Reinforcement learning from rewards, after it.")
-    enhance: EnhanceConfig | None = Field(default=None, description="A language model that rewrites prompts, last.")
+    enhance: EnhanceConfig | None = Field(default=None, description="A language model that rewrites prompts, after it.")
+    distill: DistillConfig | None = Field(default=None, description="A few-step or streaming student, last.")
 
     @property
     def folder(self) -> Path:

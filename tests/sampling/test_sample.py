@@ -1,15 +1,19 @@
 """Invariant (g): the first replay of a stored transition has ratio 1, for every law, full and LoRA, with guidance."""
 
+import math
+
 import pytest
 import torch
 
 from reelign.errors import ReelignError
+from reelign.flow.path import to_x0
 from reelign.flow.step import NoiseLaw
 from reelign.models.adapter import LoraSettings, attach_lora
 from reelign.models.base import take
+from reelign.models.causal import CausalConfig, KVCache, View
 from reelign.models.load import load_model
-from reelign.sampling.noise import generator, initial_noise
-from reelign.sampling.sample import SampleConfig, Stochastic, joined, replay, sample
+from reelign.sampling.noise import generator, initial_noise, noise_after
+from reelign.sampling.sample import SampleConfig, Stochastic, joined, remembered, replay, sample
 from tiny_wan import tiny_wan
 
 LAWS = ["flow", "dance", "linear", "truncated", "cps"]
@@ -204,3 +208,77 @@ def test_noise_follows_from_its_key_alone():
     others = initial_noise([(1, "a", 0), (0, "a", 1), (0, "c", 0)], (2, 3))
     assert all(not torch.equal(other, first[0]) for other in others)
     assert first.dtype == torch.float32
+
+
+FEW = SampleConfig(steps=4, shift=3.0, solver="renoise", guidance_scale=1.0)
+
+
+def test_a_few_step_model_predicts_the_clip_and_adds_fresh_noise_of_the_next_level(model):
+    conditions, noise = model.encode_text(PROMPTS), start(model)
+    found = sample(model, conditions, noise, FEW)
+    x, grid = noise, FEW.grid
+    assert grid[:-1].tolist() == pytest.approx([1.0, 0.9, 0.75, 0.5], abs=2e-3)
+    with torch.no_grad():
+        for index in range(4):
+            level = torch.full((3,), float(grid[index]))
+            clean = to_x0(x, model.velocity(x, level, conditions), level)
+            following = float(grid[index + 1])
+            x = (1 - following) * clean + following * noise_after(noise, index)
+    torch.testing.assert_close(found.latents, clean, rtol=0, atol=1e-5)
+    assert found.nfe == 3 * 4
+
+
+def test_fresh_noise_belongs_to_the_clip_and_not_to_its_batch():
+    initial = torch.randn(3, 4, 2, 5, 5, generator=torch.Generator().manual_seed(1))
+    first, second = noise_after(initial, 0), noise_after(initial, 1)
+    assert torch.equal(noise_after(initial[1:2], 0), first[1:2])
+    assert not torch.equal(first, second)
+    assert not torch.equal(first[0], first[1])
+    assert float(first.std()) == pytest.approx(1, abs=0.05)
+    assert abs(float((first * initial).mean())) < 0.05
+
+
+def test_a_few_step_clip_does_not_depend_on_its_batch(model):
+    together = sample(model, model.encode_text(PROMPTS), start(model), FEW).latents
+    alone = sample(model, model.encode_text(PROMPTS[1:2]), start(model)[1:2], FEW).latents
+    torch.testing.assert_close(alone, together[1:2], rtol=0, atol=1e-5)
+
+
+def test_renoising_takes_no_stochastic_steps(model):
+    stochastic = Stochastic(chosen_steps(), NoiseLaw("flow", 0.4), generators())
+    config = SampleConfig(steps=STEPS, solver="renoise", guidance_scale=1.0)
+    with pytest.raises(ReelignError, match="a noise of its own"):
+        sample(model, model.encode_text(PROMPTS), start(model), config, None, stochastic)
+
+
+@pytest.fixture(scope="module")
+def causal_model(tmp_path_factory):
+    found = load_model(tiny_wan(tmp_path_factory.mktemp("wan") / "wan"), device="cpu")
+    found.make_causal(CausalConfig(block=2, window=4))
+    return found
+
+
+def test_a_causal_model_makes_block_after_block_each_from_the_clean_ones_before(causal_model):
+    conditions = causal_model.encode_text(PROMPTS[:2])
+    noise = torch.randn(2, 16, 6, 4, 4, generator=torch.Generator().manual_seed(2))
+    found = sample(causal_model, conditions, noise, FEW)
+    cache, made = KVCache(), []
+    for first in (0, 2, 4):
+        part, x = noise[:, :, first : first + 2], noise[:, :, first : first + 2]
+        for index in range(4):
+            level, following = (float(FEW.grid[k]) for k in (index, index + 1))
+            levels = torch.full((2,), level)
+            with torch.no_grad(), causal_model.causal.seeing(View(cache)):
+                clean = to_x0(x, causal_model.velocity(x, levels, conditions), levels)
+            x = (1 - following) * clean + following * noise_after(part, index)
+        made.append(clean)
+        cache = remembered(causal_model, conditions, clean, cache)
+    torch.testing.assert_close(found.latents, torch.cat(made, 2), rtol=0, atol=1e-5)
+    assert cache.frames == (4, 5)
+    assert found.nfe == math.ceil(2 * (3 * 4 + 2) / 3)  # in clips: four steps of each block, and two blocks remembered
+
+
+def test_a_causal_model_is_not_guided(causal_model):
+    conditions, noise = causal_model.encode_text(PROMPTS[:1]), torch.zeros(1, 16, 2, 4, 4)
+    with pytest.raises(ReelignError, match="without guidance"):
+        sample(causal_model, conditions, noise, SampleConfig(steps=2), conditions)

@@ -20,6 +20,7 @@ from torch import nn
 from reelign.errors import ReelignError
 from reelign.files import write_atomically
 from reelign.models.base import CARD, VideoModel
+from reelign.models.causal import CAUSAL
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 NAME = "default"
@@ -130,7 +131,12 @@ def save_lora(model: VideoModel, folder: Path, base: str) -> None:
                 transformer_lora_layers=adapters,
                 transformer_lora_adapter_metadata=network.peft_config[NAME].to_dict(),
             )
-        write_atomically(partial / CARD, json.dumps({"base": base, "kind": "lora"}, indent=2))
+        card: dict[str, Any] = {"base": base, "kind": "lora"}
+        if model.own_sampler is not None:
+            card["sampler"] = model.own_sampler
+        if model.causal is not None:
+            write_atomically(partial / CAUSAL, model.causal.config.model_dump_json(indent=1))
+        write_atomically(partial / CARD, json.dumps(card, indent=2))
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise ReelignError(f"cannot write the adapter {folder}: {error}. Free some space and run again.") from error

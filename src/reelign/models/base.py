@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
+
+from reelign.models.block_cache import Cache
+from reelign.models.causal import CausalAttention, CausalConfig
 
 Conditions = dict[str, Tensor]
 """The encoded prompts: tensors keyed by name, batch first; opaque to everyone but the adapter of the family."""
@@ -47,12 +51,18 @@ class VideoModel(ABC):
         name: what the model was loaded from.
         native_size: the clip that it makes by default.
         scheduler_shift: the flow shift that the checkpoint ships.
+        causal: its block-causal attention; None for a model that sees all frames at once.
+        own_sampler: the sampler that a distilled model was made for, as its card says it; None for others.
+        block_cache: what steps take over from the steps before them; None where every step is computed.
     """
 
     pipeline: DiffusionPipeline
     name: str
     native_size: NativeSize
     scheduler_shift: float
+    causal: CausalAttention | None = None
+    own_sampler: dict[str, Any] | None = None
+    block_cache: Cache | None = None
 
     @property
     @abstractmethod
@@ -79,7 +89,10 @@ class VideoModel(ABC):
 
     @abstractmethod
     def velocity(self, latents: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
-        """Predicted velocity `eps - x0`, float32, same shape as `latents`; gradients flow."""
+        """Predicted velocity `eps - x0`, float32, same shape as `latents`; gradients flow.
+
+        `sigma` is (B,), or (B, F) where each latent frame has a level of its own.
+        """
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
@@ -92,6 +105,22 @@ class VideoModel(ABC):
         Raises:
             ReelignError: the size does not fit the autoencoder; the message names the nearest sizes that do.
         """
+
+    @abstractmethod
+    def make_causal(self, config: CausalConfig) -> None:
+        """Let the denoiser see the past only, block by block; its weights stay as they are.
+
+        Raises:
+            ReelignError: the denoiser is of a kind that cannot.
+        """
+
+    @abstractmethod
+    def twin(self) -> Self:
+        """The same model with denoisers of its own; text encoder and autoencoder are shared. It is not causal."""
+
+    def branch(self, name: str) -> AbstractContextManager[None]:
+        """Calls of `velocity` within it belong to one side of guidance, "cond" or "uncond"."""
+        return nullcontext() if self.block_cache is None else self.block_cache.branch(name)
 
     @abstractmethod
     def denoisers(self) -> dict[str, Any]:

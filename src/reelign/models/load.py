@@ -11,11 +11,13 @@ import diffusers
 import torch
 from diffusers import WanPipeline
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
 from reelign.errors import ReelignError
 from reelign.models.adapter import WEIGHTS, load_lora, merge_lora
 from reelign.models.base import CARD, NativeSize, VideoModel
+from reelign.models.causal import CAUSAL, CausalConfig
 from reelign.models.codec import BlockCodec
 from reelign.models.wan import WanModel
 
@@ -49,14 +51,15 @@ def load_model(name: str | Path, dtype: str = "float32", device: torch.device | 
         model = load_model(_card(folder, "base"), dtype, place)
         merge_lora(model)
         load_lora(model, folder)
-        return model
+        return _distilled(model, folder)
     if folder is not None:
         _check_files(folder)
     pipeline = _load_pipeline(folder or name, getattr(torch, dtype))
     if pipeline.vae.dtype != torch.float32:
         pipeline.vae.to(torch.float32)
     pipeline.to(place)
-    return FAMILIES[type(pipeline).__name__](pipeline, name, _native_size(folder))
+    model = FAMILIES[type(pipeline).__name__](pipeline, name, _native_size(folder))
+    return model if folder is None else _distilled(model, folder)
 
 
 def model_folder(name: str) -> Path | None:
@@ -140,6 +143,18 @@ def _card(folder: Path, key: str) -> Any:
         return json.loads((folder / CARD).read_text(encoding="utf-8"))[key]
     except (OSError, KeyError, json.JSONDecodeError) as error:
         raise ReelignError(f"{folder / CARD} does not say `{key}`: {error}") from error
+
+
+def _distilled(model: VideoModel, folder: Path) -> VideoModel:
+    """What the artifact of a distilled model says beside its weights: how it sees the past, and its sampler."""
+    if (folder / CARD).exists():
+        model.own_sampler = json.loads((folder / CARD).read_text(encoding="utf-8")).get("sampler")
+    if (folder / CAUSAL).exists():
+        try:
+            model.make_causal(CausalConfig.model_validate_json((folder / CAUSAL).read_text(encoding="utf-8")))
+        except ValidationError as error:
+            raise ReelignError(f"{folder / CAUSAL} does not say how the model sees the past: {error}") from None
+    return model
 
 
 def _native_size(folder: Path | None) -> NativeSize | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from reelign.errors import ReelignError
 from reelign.files import write_atomically
 from reelign.models.base import CARD, Conditions, NativeSize, VideoModel
+from reelign.models.causal import CAUSAL, CausalAttention, CausalConfig
 
 TEXT_LENGTH = 512
 """Tokens that Wan was trained with; a tokenizer may ask for fewer."""
@@ -108,7 +110,7 @@ class WanModel(VideoModel):
 
     def velocity(self, latents: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
         """One call of the denoiser; with two experts each sample goes to the one that its level belongs to."""
-        if self.boundary is None:
+        if self.boundary is None or sigma.ndim == 2:
             return self._call(self.pipeline.transformer, latents, sigma, conditions)
         high = sigma >= self.boundary
         if bool(high.all()):
@@ -123,11 +125,12 @@ class WanModel(VideoModel):
 
     def _call(self, network: nn.Module, latents: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
         timestep = 1000 * sigma
-        if self.expand_timesteps:
+        if self.expand_timesteps or sigma.ndim == 2:
             _, _, frames, height, width = latents.shape
             patch = self._network_config.patch_size
-            tokens = (frames // patch[0]) * (height // patch[1]) * (width // patch[2])
-            timestep = timestep[:, None].expand(-1, tokens)
+            tokens = (height // patch[1]) * (width // patch[2])
+            levels = timestep if sigma.ndim == 2 else timestep[:, None].expand(-1, frames)
+            timestep = levels.repeat_interleave(tokens, 1)
         text = conditions["text"]
         return network(
             hidden_states=latents.to(self.compute_dtype),
@@ -135,6 +138,26 @@ class WanModel(VideoModel):
             encoder_hidden_states=text.to(self.compute_dtype),
             return_dict=False,
         )[0].float()
+
+    def make_causal(self, config: CausalConfig) -> None:
+        """See the base class; with two experts it is not clear whose keys a cache would hold."""
+        if self.boundary is not None:
+            raise ReelignError(f"{self.name} has two experts, and a causal student has one network.")
+        if self.causal is None:
+            self.causal = CausalAttention(self.pipeline.transformer, config)
+        self.causal.config = config
+
+    def twin(self) -> WanModel:
+        """See the base class.
+
+        Raises:
+            ReelignError: this model is causal, or carries an adapter.
+        """
+        if self.causal is not None or any(hasattr(network, "peft_config") for network in self.denoisers().values()):
+            raise ReelignError(f"{self.name} is causal or carries an adapter; only a plain model is copied.")
+        parts = {**self.pipeline.components, **{name: copy.deepcopy(part) for name, part in self.denoisers().items()}}
+        settings = {"boundary_ratio": self.boundary, "expand_timesteps": self.expand_timesteps}
+        return WanModel(WanPipeline(**parts, **settings), self.name, self.native_size)
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(C, F, h, w) of a clip; see the base class."""
@@ -162,6 +185,10 @@ class WanModel(VideoModel):
         try:
             self.pipeline.save_pretrained(partial)
             card = {"kind": "full", "native_size": asdict(self.native_size)}
+            if self.own_sampler is not None:
+                card["sampler"] = self.own_sampler
+            if self.causal is not None:
+                write_atomically(partial / CAUSAL, self.causal.config.model_dump_json(indent=1))
             write_atomically(partial / CARD, json.dumps(card, indent=2))
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)

@@ -25,3 +25,12 @@ def generator(*key: int | str) -> torch.Generator:
 def initial_noise(keys: Sequence[NoiseKey], shape: Sequence[int]) -> Tensor:
     """Standard normal float32 noise (len(keys), *shape), one key a sample."""
     return torch.stack([torch.randn(*shape, generator=generator("initial", *key)) for key in keys])
+
+
+def noise_after(initial: Tensor, index: int) -> Tensor:
+    """Standard normal float32 noise, on the CPU, of the shape of `initial` (B, ...), for step `index` of the sampler.
+
+    Each row follows from the same row of the initial noise, so it is known wherever the initial noise is.
+    """
+    rows = [hashlib.sha256(row.numpy().tobytes()).hexdigest() for row in initial.detach().float().cpu().contiguous()]
+    return torch.stack([torch.randn(initial.shape[1:], generator=generator("step", index, row)) for row in rows])

@@ -6,6 +6,7 @@ the stored next latent, so that training and rollout cannot disagree.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,8 +18,11 @@ from torch import Tensor
 
 from reelign.errors import ReelignError
 from reelign.flow.grid import Spacing, sigma_grid
+from reelign.flow.path import interpolate, to_x0
 from reelign.flow.step import NoiseLaw, SdeStep, ode_step, sde_step
 from reelign.models.base import Conditions, VideoModel, take
+from reelign.models.causal import KVCache, TextCache, View
+from reelign.sampling.noise import noise_after
 
 
 class SampleConfig(BaseModel):
@@ -27,9 +31,13 @@ class SampleConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
     steps: int = Field(default=20, ge=1, le=1000, description="Transitions from noise to data.")
     shift: float = Field(default=3.0, gt=0, description="Static shift of the grid; 3 for Wan at 480p, 5 at 720p.")
-    solver: Literal["euler", "unipc"] = Field(default="unipc", description="How a deterministic step is taken.")
+    solver: Literal["euler", "unipc", "renoise"] = Field(
+        default="unipc",
+        description="How a step is taken: two solvers of the ODE; 'renoise' predicts the clip and adds fresh noise of "
+        "the next level, which is how distilled few-step models are sampled.",
+    )
     spacing: Spacing | None = Field(
-        default=None, description="The grid of 'unipc' or 'euler'; the solver's own if empty."
+        default=None, description="The grid of 'unipc' or 'euler'; the solver's own if empty ('renoise': unipc)."
     )
     guidance_scale: float = Field(default=3.0, ge=0, description="Classifier-free guidance; 1 turns it off.")
     guidance_interval: tuple[float, float] = Field(
@@ -40,7 +48,8 @@ class SampleConfig(BaseModel):
     @property
     def grid(self) -> Tensor:
         """The noise levels, float64 (steps + 1,)."""
-        return sigma_grid(self.steps, self.shift, self.spacing or self.solver)
+        own: Spacing = "euler" if self.solver == "euler" else "unipc"
+        return sigma_grid(self.steps, self.shift, self.spacing or own)
 
 
 @dataclass(frozen=True)
@@ -102,6 +111,11 @@ class Sampled:
     nfe: int
 
 
+def own_sampler(model: VideoModel) -> SampleConfig | None:
+    """The sampler that a distilled model was made for; None for a model that leaves the choice."""
+    return None if model.own_sampler is None else SampleConfig.model_validate(model.own_sampler)
+
+
 @torch.no_grad()
 def sample(
     model: VideoModel,
@@ -122,14 +136,90 @@ def sample(
         stochastic: the transitions that are SDE steps; they are stored and returned.
 
     Raises:
-        ReelignError: guidance without `negative`, or stochastic steps with a multistep solver.
+        ReelignError: guidance without `negative`, stochastic steps with a solver that has no such step, or guidance or
+            stochastic steps of a causal model, whose cache holds one past.
     """
+    if model.causal is None:
+        return _denoise(model, conditions, noise, config, negative, stochastic)
+    if stochastic is not None or config.guidance_scale != 1:
+        raise ReelignError(
+            f"{model.name} is causal: it is sampled without guidance (guidance_scale=1) and without stochastic steps."
+        )
+    blocks = model.causal.config.blocks(noise.shape[2])
+    clean, cache, text, nfe = [], KVCache(), TextCache(), 0.0
+    for first, end in blocks:
+        found = next_block(model, conditions, noise[:, :, first:end], config, cache, text, end == noise.shape[2])
+        clean.append(found.latents)
+        cache, nfe = found.cache, nfe + found.nfe * (end - first) / noise.shape[2]
+    return Sampled(torch.cat(clean, 2), [], math.ceil(nfe))
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of a causal model: latents (B, C, block, h, w), the cache for the block after it, and the network
+    evaluations of blocks that it took."""
+
+    latents: Tensor
+    cache: KVCache
+    nfe: int
+
+
+@torch.no_grad()
+def next_block(
+    model: VideoModel,
+    conditions: Conditions,
+    noise: Tensor,
+    config: SampleConfig,
+    cache: KVCache,
+    text: TextCache | None = None,
+    last: bool = False,
+) -> Block:
+    """Denoise the block that follows what `cache` holds, and remember it unless it is the last one.
+
+    Args:
+        noise: (B, C, block, h, w), standard normal.
+        text: what was computed of the prompt so far; a new prompt needs a new one.
+    """
+    assert model.causal is not None
+    with model.causal.seeing(View(cache, text)):
+        found = _denoise(model, conditions, noise, config, None, None)
+    if last:
+        return Block(found.latents, cache, found.nfe)
+    return Block(found.latents, remembered(model, conditions, found.latents, cache, text), found.nfe + len(noise))
+
+
+@torch.no_grad()
+def remembered(
+    model: VideoModel, conditions: Conditions, latents: Tensor, cache: KVCache, text: TextCache | None = None
+) -> KVCache:
+    """The cache with a finished block: one evaluation of the clean block at level 0 (arXiv 2506.08009)."""
+    assert model.causal is not None
+    written: dict[int, tuple[Tensor, Tensor]] = {}
+    with model.causal.seeing(View(cache, text, written)):
+        model.velocity(latents, latents.new_zeros(len(latents)), conditions)
+    return cache.extended([written[layer] for layer in sorted(written)], model.causal.config)
+
+
+def _denoise(
+    model: VideoModel,
+    conditions: Conditions,
+    noise: Tensor,
+    config: SampleConfig,
+    negative: Conditions | None,
+    stochastic: Stochastic | None,
+) -> Sampled:
+    """All steps of a clip, or of the block that a causal model is at."""
     grid, latents, nfe = config.grid, noise.float(), 0
     transitions: list[Transition] = []
     owner = torch.arange(len(noise))
     solver = _UniPC(config) if config.solver == "unipc" else None
-    if solver is not None and stochastic is not None and bool(stochastic.steps.any()):
-        raise ReelignError("stochastic steps need sampler.solver=euler: UniPC carries a memory over its steps.")
+    if model.block_cache is not None:
+        model.block_cache.clear()
+    if config.solver != "euler" and stochastic is not None and bool(stochastic.steps.any()):
+        raise ReelignError(
+            "stochastic steps need sampler.solver=euler: UniPC carries a memory over its steps, and 'renoise' has a "
+            "noise of its own."
+        )
     for index in range(config.steps):
         sigma, sigma_next = (latents.new_full((len(latents),), float(grid[k])) for k in (index, index + 1))
         seen = sigma if solver is None else solver.level_seen_by_model(sigma, index)
@@ -140,6 +230,9 @@ def sample(
         nfe += evaluations * len(latents)
         if solver is not None:
             latents = solver.step(velocity, latents, index)
+            continue
+        if config.solver == "renoise":
+            latents = renoised(to_x0(latents, velocity, sigma), noise, float(grid[index + 1]), index)
             continue
         moved = ode_step(latents, velocity, sigma, sigma_next)
         if stochastic is not None and random is not None and len(here := random.nonzero().flatten()):
@@ -153,6 +246,14 @@ def sample(
             moved[torch.isin(each, here).to(moved.device)] = transition.x_next
         latents = moved
     return Sampled(latents, transitions, nfe)
+
+
+def renoised(clean: Tensor, initial: Tensor, sigma_next: float, index: int) -> Tensor:
+    """Fresh noise of the next level on a predicted clip; it follows from the clip's initial noise and the step's index,
+    so that a clip depends neither on its batch nor on a hidden generator."""
+    if sigma_next == 0:
+        return clean
+    return interpolate(clean, noise_after(initial, index).to(clean), sigma_next)
 
 
 def joined(transitions: Sequence[Transition]) -> Transition:
@@ -205,12 +306,14 @@ def guided_velocity(
     guided = (sigma >= low) & (sigma <= high) & (config.guidance_scale != 1)
     if plain is not None:
         guided &= ~plain.to(guided.device)
-    velocity = model.velocity(latents, sigma, conditions)
+    with model.branch("cond"):
+        velocity = model.velocity(latents, sigma, conditions)
     if not bool(guided.any()):
         return velocity, 1
     if negative is None:
         raise ReelignError(f"guidance_scale={config.guidance_scale:g} needs the conditions of the negative prompt.")
-    away = model.velocity(latents, sigma, negative)
+    with model.branch("uncond"):
+        away = model.velocity(latents, sigma, negative)
     return torch.where(guided.view(-1, 1, 1, 1, 1), away + config.guidance_scale * (velocity - away), velocity), 2
 
 

@@ -55,6 +55,11 @@ def alarms(
     )
 
 
+def lost_motion(parent: Evaluation, now: Evaluation) -> list[Alarm]:
+    """What moved in the parent's clips and moves less now, whatever became of a reward: distilled students fade."""
+    return [Alarm(alarm.name, f"{alarm.sentence[0].upper()}{alarm.sentence[1:]}.") for alarm in _motion(parent, now)]
+
+
 def rise(values: Sequence[float]) -> float | None:
     """How much the last values are above the first, or 0 if that may be chance; None while there are too few."""
     size = min(len(values) // 2, 10)

@@ -44,7 +44,7 @@ class Trainee:
     """
 
     def __init__(self, model: VideoModel, config: TraineeConfig, total_steps: int, context: StageContext) -> None:
-        self.config, self.context = config, context
+        self.model, self.config, self.context = model, config, context
         world = context.world
         choose_trained(model, config, context.seed)
         if world.size > 1 and len(model.denoisers()) > 1:
@@ -72,6 +72,9 @@ class Trainee:
             with torch.no_grad():
                 for name, parameter in trained(artifact).items():
                     parameter.copy_(averaged[name])
+            artifact.own_sampler = self.model.own_sampler
+            if self.model.causal is not None:
+                artifact.make_causal(self.model.causal.config)
             if self.config.method == "lora":
                 save_lora(artifact, target, base=context.parent)
             else:
