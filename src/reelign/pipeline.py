@@ -15,7 +15,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,23 +25,19 @@ from pydantic import BaseModel
 import reelign
 from reelign.data import curate as curate_module
 from reelign.data.curate import curate
-from reelign.enhancer.enhancer import load_enhancer
 from reelign.errors import ReelignError
 from reelign.evaluate import battery as battery_module
-from reelign.evaluate.battery import BatteryConfig, run_battery
 from reelign.evaluate.ceilings import miniature_ceilings
 from reelign.evaluate.evaluation import Evaluation
-from reelign.evaluate.gate import Gate, gate
-from reelign.evaluate.gsb import OVERALL, compare
+from reelign.evaluate.gate import Gate
 from reelign.files import write_atomically
 from reelign.flow import match as match_module
+from reelign.judging import Judge
 from reelign.models.base import CARD
-from reelign.models.load import enhancer_folder, load_model
+from reelign.models.load import load_model
 from reelign.provenance import run_facts
 from reelign.recipe import CurateStage, Recipe, dump_recipe
 from reelign.report.page import build_report
-from reelign.report.summary import WITHOUT
-from reelign.sampling.sample import own_sampler
 from reelign.stages import causal_init as causal_init_module
 from reelign.stages import distill as distill_module
 from reelign.stages import enhance as enhance_module
@@ -97,6 +93,7 @@ class _Run:
         self.recipe, self.world, self.interrupt, self.progress = recipe, world, interrupt, progress
         self.folder = recipe.folder
         self.ledger = Ledger(self.folder / "ledger.jsonl", enabled=world.is_main)
+        self.judge = Judge(recipe, world, self.ledger, self._tell)
 
     def go(self, command: str) -> RunResult:
         recipe = self.recipe
@@ -115,7 +112,8 @@ class _Run:
         if recipe.enhance is not None:
             self._enhance(recipe.enhance, names[names.index("enhance") - 1])
         if recipe.distill is not None:
-            self._distill(recipe.distill, names[names.index("distill") - 1])
+            teacher = next(name for name in ("rlhf", "sft", "base") if name in names)
+            self._distill(recipe.distill, names[names.index("distill") - 1], teacher)
         report = self.folder / "report" / "index.html"
         if self.world.is_main:
             self.progress("report", 0, 1, "")
@@ -187,19 +185,22 @@ class _Run:
             parent,
             key,
             lambda folder: str(run_enhance(self._context(folder, made["artifact"], None), config)),
-            self._judge_enhanced,
+            self.judge.enhanced,
         )
 
-    def _distill(self, config: DistillConfig, parent: str) -> None:
-        made = json.loads((self.folder / parent / "stage.json").read_text(encoding="utf-8"))
+    def _distill(self, config: DistillConfig, before: str, teacher: str) -> None:
+        """Distil what the stage `before` left. An enhancer changes no generator: the student is compared with the stage
+        that made the generator."""
+        made = json.loads((self.folder / before / "stage.json").read_text(encoding="utf-8"))
         code = (distill_module, student_module, causal_init_module, match_module)
         key = self._key(config, [made["fingerprint"]], *code)
         self._stage(
             "distill",
             "Distillation",
-            parent,
+            teacher,
             key,
             lambda folder: str(run_distill(self._context(folder, made["artifact"], None), config)),
+            self.judge.distilled,
         )
 
     def _key(self, config: BaseModel, inputs: list[str], *code: ModuleType) -> str:
@@ -247,7 +248,7 @@ class _Run:
             _begin(folder, key)
         self.world.barrier()
         artifact = make(folder)
-        evaluation, verdict = (judge or self._judge)(name, artifact, folder, parent)
+        evaluation, verdict = (judge or self.judge.plain)(name, artifact, folder, parent)
         if self.world.is_main:
             facts = {
                 "name": name,
@@ -261,56 +262,6 @@ class _Run:
                 _sign(Path(artifact), facts, dump_recipe(self.recipe), evaluation)
             write_atomically(marker, json.dumps(facts, indent=2))
         self.world.barrier()
-
-    def _judge(self, name: str, artifact: str, folder: Path, parent: str | None) -> tuple[Evaluation, Gate]:
-        """The recipe's battery on an artifact, and the gate against its parent on the same."""
-        evaluation = self._evaluate(name, artifact, self.recipe.battery, folder)
-        if parent is None:
-            return evaluation, Gate(True, ())
-        return evaluation, gate(Evaluation.load(self.folder / parent / "evaluation.json"), evaluation)
-
-    def _judge_enhanced(self, name: str, artifact: str, folder: Path, parent: str | None) -> tuple[Evaluation, Gate]:
-        """What the enhancer gains on the prompts that users type, and that it does no harm to full captions.
-
-        The generator is the same with and without it, so both sides are judged here.
-        """
-        own = self.recipe.battery
-        users = own.model_copy(update={"style": "user"}) if own.judge == "miniature" else own
-        plain = self._evaluate(f"{name}/without", artifact, users, folder / WITHOUT)
-        evaluation = self._evaluate(name, artifact, users, folder, enhanced=True)
-        reasons, figures = list(gate(plain, evaluation).reasons), []
-        if own != users:
-            before = Evaluation.load(self.folder / str(parent) / "evaluation.json")
-            full = self._evaluate(f"{name}/captions", artifact, own, folder / "captions", enhanced=True)
-            reasons += [f"full captions: {reason}" for reason in gate(before, full).reasons]
-            found = compare(before, full)[OVERALL]
-            label = "Overall GSB on full captions, with the enhancer against without"
-            figures.append({"label": label, "note": "", "unit": "", **asdict(found)})
-        if self.world.is_main:
-            write_atomically(folder / "extra.json", json.dumps({"figures": figures}, indent=2))
-        return evaluation, Gate(not reasons, tuple(reasons))
-
-    def _evaluate(
-        self, name: str, artifact: str, battery: BatteryConfig, folder: Path, enhanced: bool = False
-    ) -> Evaluation:
-        """Run a battery, `enhanced` through the enhancer that the artifact carries; `folder` gets what it found."""
-        with self.ledger.phase(f"{name}/evaluate") as cost:
-            model = load_model(artifact, dtype=self.recipe.dtype, device=self.world.device)
-            rewriter = enhancer_folder(artifact) if enhanced else None
-            evaluation = run_battery(
-                model,
-                battery,
-                own_sampler(model) or self.recipe.sampler,
-                "test",
-                folder if self.world.is_main else None,
-                lambda done, total: self._tell(f"{name}: battery", done, total),
-                enhancer=load_enhancer(str(rewriter), device=self.world.device) if rewriter else None,
-            )
-            cost.nfe, cost.clips = evaluation.nfe, len(evaluation.items)
-        if self.world.is_main:
-            folder.mkdir(parents=True, exist_ok=True)
-            evaluation.save(folder / "evaluation.json")
-        return evaluation
 
     def _tell(self, what: str, done: int, total: int) -> None:
         if self.interrupt.requested:

@@ -137,7 +137,7 @@ def save_lora(model: VideoModel, folder: Path, base: str) -> None:
         if model.causal is not None:
             write_atomically(partial / CAUSAL, model.causal.config.model_dump_json(indent=1))
         write_atomically(partial / CARD, json.dumps(card, indent=2))
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise ReelignError(f"cannot write the adapter {folder}: {error}. Free some space and run again.") from error
     shutil.rmtree(folder, ignore_errors=True)

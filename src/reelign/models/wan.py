@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from reelign.errors import ReelignError
 from reelign.files import write_atomically
 from reelign.models.base import CARD, Conditions, NativeSize, VideoModel
 from reelign.models.causal import CAUSAL, CausalAttention, CausalConfig
+from reelign.models.stream_decoder import StreamDecoder
 
 TEXT_LENGTH = 512
 """Tokens that Wan was trained with; a tokenizer may ask for fewer."""
@@ -97,11 +99,17 @@ class WanModel(VideoModel):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Denormalise, decode, clamp, round."""
+        return _pixels(self.pipeline.vae.decode(self._denormalised(latents), return_dict=False)[0])
+
+    def decoder(self) -> StreamDecoder:
+        """See the base class."""
+        return StreamDecoder(self.pipeline.vae, self._denormalised, _pixels)
+
+    def _denormalised(self, latents: Tensor) -> Tensor:
         vae = self.pipeline.vae
         latents = latents.to(vae.device).float()
         mean, std = self._statistics(latents)
-        video = vae.decode((latents * std + mean).to(vae.dtype), return_dict=False)[0].float()
-        return ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1)
+        return (latents * std + mean).to(vae.dtype)
 
     def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         config = self.pipeline.vae.config
@@ -190,8 +198,13 @@ class WanModel(VideoModel):
             if self.causal is not None:
                 write_atomically(partial / CAUSAL, self.causal.config.model_dump_json(indent=1))
             write_atomically(partial / CARD, json.dumps(card, indent=2))
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise ReelignError(f"cannot write the model {folder}: {error}. Free some space and run again.") from error
         shutil.rmtree(folder, ignore_errors=True)
         partial.replace(folder)
+
+
+def _pixels(video: Tensor) -> Tensor:
+    """(B, 3, T, H, W) in about [-1, 1] to uint8 (B, T, H, W, 3)."""
+    return ((video.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from reelign.files import write_atomically
 from reelign.report.films import of_addition, of_stages, showing
+from reelign.report.pareto import pareto
 from reelign.report.plots import Panel, counts, panel, place
-from reelign.report.summary import Stage, read_stages, summarise
+from reelign.report.summary import PARTS, Stage, read_stages, summarise
 from reelign.train.track import read_metrics
 
 TITLES = {
@@ -34,6 +36,9 @@ TITLES = {
     "rendered": "Clips rendered in a step",
     "reused": "Clips found in the cache in a step",
     "learning_rate": "Learning rate",
+    "critic_loss": "Loss of the critic",
+    "distance": "Distance between teacher and critic",
+    "alarms": "Alarms",
     "nfe": "Network evaluations of an update",
     "nfe_trained": "Network evaluations of an update that carry a gradient",
 }
@@ -67,6 +72,7 @@ def build_report(run: Path) -> Path:
         undefined=StrictUndefined,
     )
     environment.filters |= {"title_of": title_of, "duration": duration, "memory": memory, "figure": figure}
+    environment.filters["short"] = short
     environment.filters["signed"] = lambda value: figure(value, "+.2f")
     html = environment.get_template("page.html.j2").render(
         summary=summary,
@@ -78,6 +84,7 @@ def build_report(run: Path) -> Path:
         audit=(run / "dataset" / "audit.html").exists(),
         place=place,
         counts=counts,
+        pareto=pareto,
     )
     page = run / "report" / "index.html"
     write_atomically(page, html)
@@ -85,8 +92,17 @@ def build_report(run: Path) -> Path:
 
 
 def panels(stage: Stage) -> list[Panel]:
+    """The drawings of a stage, and after them those of its parts, which say whose they are."""
+    found = _drawings(stage.folder)
+    for part in PARTS:
+        name = part.replace("-", " ").capitalize()
+        found += [replace(drawing, title=f"{name}: {drawing.title}") for drawing in _drawings(stage.folder / part)]
+    return found
+
+
+def _drawings(folder: Path) -> list[Panel]:
     """One drawing for each tracked number or family of numbers that changes; NaN is left out."""
-    path = stage.folder / "metrics.jsonl"
+    path = folder / "metrics.jsonl"
     rows = read_metrics(path) if path.exists() else []
     series: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
@@ -151,6 +167,11 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def short(seconds: float) -> str:
+    """Milliseconds or seconds."""
+    return f"{1000 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
 def memory(count: int) -> str:

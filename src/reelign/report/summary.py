@@ -21,6 +21,10 @@ from reelign.train.ledger import Ledger
 
 WITHOUT = "without"
 """Folder of a stage that adds something to its parent: the same model on the same battery without it."""
+PARTS = ("few-step", "initialise", "self-forcing")
+"""Folders of the parts of a distillation."""
+BARGAIN, DRIFT = "bargain.json", "drift.json"
+"""Files of a distillation: quality against cost of each way to make clips, and of the parts of a long rollout."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ def _read_stage(folder: Path) -> Stage:
 
 
 def _stage(stage: Stage, parent: Stage | None, ledger: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    extra, raised = stage.folder / "extra.json", stage.folder / "alarms.json"
+    extra = stage.folder / "extra.json"
     row: dict[str, Any] = {
         "name": stage.name,
         "title": stage.title,
@@ -113,8 +117,10 @@ def _stage(stage: Stage, parent: Stage | None, ledger: Sequence[dict[str, Any]])
         "retention_checks": {},
         "without": None,
         "enhancement": None,
+        "bargain": _read(stage.folder / BARGAIN)["rows"] if (stage.folder / BARGAIN).exists() else [],
+        "drift": _read(stage.folder / DRIFT) if (stage.folder / DRIFT).exists() else None,
         "figures": _read(extra)["figures"] if extra.exists() else [],
-        "alarms": _read(raised)["alarms"] if raised.exists() else [],
+        "alarms": _alarms(stage.folder),
         "cost": _cost(entry for entry in ledger if entry["phase"].split("/")[0] == stage.name),
     }
     if stage.evaluation is not None:
@@ -128,6 +134,16 @@ def _stage(stage: Stage, parent: Stage | None, ledger: Sequence[dict[str, Any]])
             except ReelignError as error:
                 row["note"] = f"Not compared with {parent.name}: {error}"
     return row
+
+
+def _alarms(folder: Path) -> list[dict[str, Any]]:
+    """The alarms of a stage and of its parts, which name their part."""
+    found = []
+    for part in ("", *PARTS):
+        path = folder / part / "alarms.json"
+        rows = _read(path)["alarms"] if path.exists() else []
+        found += [row | ({"part": part.replace("-", " ")} if part else {}) for row in rows]
+    return found
 
 
 def _levels(found: Evaluation) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -104,7 +105,7 @@ class Trajectories:
         partial = self.place(position).with_suffix(".partial")
         try:
             save_file({"states": states.to(torch.float16).cpu().contiguous()}, partial)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             partial.unlink(missing_ok=True)
             raise ReelignError(
                 f"cannot write the trajectory {self.place(position)}: {error}. Those that were written are kept: free "

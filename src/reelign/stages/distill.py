@@ -10,6 +10,7 @@ that it needs. Prompts, noise, levels and exit steps follow from the number of u
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from reelign.flow.match import matching_gradient, matching_levels, matching_loss
 from reelign.flow.path import interpolate, to_x0, velocity_target
 from reelign.models.adapter import merge_lora
 from reelign.models.base import CARD, Conditions, VideoModel
-from reelign.models.load import load_model
+from reelign.models.load import ENHANCER, enhancer_folder, load_model
 from reelign.sampling.noise import generator, initial_noise
 from reelign.sampling.sample import SampleConfig, guided_velocity
 from reelign.stages.asked import build_prompts, drawn
@@ -46,6 +47,9 @@ def run_distill(context: StageContext, config: DistillConfig) -> Path:
     merge_lora(base)
     teacher = base if config.teacher is None else load_teacher(config.teacher, base, context)
     prompts = build_prompts(config.prompts)
+    if config.causal is not None:
+        size = context.battery
+        config.causal.blocks(base.latent_shape(size.frames, size.height, size.width)[1])  # refused before the hours
     started, parts = context.parent, [part for part in PARTS if getattr(config, part) is not None]
     for part in parts:
         own = replace(context, folder=context.folder / part.replace("_", "-"), parent=started)
@@ -61,7 +65,16 @@ def run_distill(context: StageContext, config: DistillConfig) -> Path:
             trainer.train()
             trainer.finish(target)
         started = str(target)
+    own_enhancer(context, Path(started))
     return Path(started)
+
+
+def own_enhancer(context: StageContext, artifact: Path) -> None:
+    """The student's artifact carries the prompt enhancer of its parent, if there is one: its words are the same."""
+    found = enhancer_folder(context.parent)
+    if found is not None and context.world.is_main:
+        shutil.copytree(found, artifact / ENHANCER, dirs_exist_ok=True)
+    context.world.barrier()
 
 
 def load_teacher(name: str, base: VideoModel, context: StageContext) -> VideoModel:

@@ -1,0 +1,275 @@
+"""The stage as a user runs it: killed, on two ranks, full and LoRA; and the parts of its mathematics that a run hides."""
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from checkpoints import newest_weights
+from command import DEMO, TINY, command, environment, reelign, torchrun
+from reelign.errors import ReelignError
+from reelign.evaluate.battery import BatteryConfig
+from reelign.models.causal import CausalConfig
+from reelign.models.load import load_model
+from reelign.sampling.noise import initial_noise
+from reelign.sampling.sample import SampleConfig, sample
+from reelign.stages.asked import build_prompts
+from reelign.stages.context import StageContext
+from reelign.stages.distill import PARTS, Matching, load_teacher, student_of
+from reelign.stages.distill_recipe import DistillConfig
+from reelign.stages.student import student_clip
+from reelign.train.ledger import Ledger
+from reelign.train.loop import Interrupt
+from reelign.train.parallel import World
+from tiny_wan import tiny_wan
+
+TAUGHT = {"batch_size": 4, "micro_batch": 2, "validate_every": 2, "save_every": 1, "patience": None}
+MATCH = {
+    **TAUGHT,
+    "updates": 4,
+    "critic_updates": 2,
+    "optim": {"lr": 1e-3, "betas": [0.0, 0.99]},
+    "critic": {"lr": 1e-3, "betas": [0.0, 0.99]},
+    "alarms_stop": None,
+}
+SMALL = {
+    "prompts": [{"kind": "miniature", "count": 6}],
+    "steps": 2,
+    "shift": 3.0,
+    "few_step": MATCH,
+    "causal": {"block": 1, "window": 4, "sinks": 1},
+    "initialise": {**TAUGHT, "updates": 4, "trajectories": 6, "optim": {"lr": 1e-3}},
+    "self_forcing": MATCH,
+}
+
+
+def arguments(folder: Path, *more: str) -> list[str | Path]:
+    return ["run", DEMO, *TINY, "sft=null", f"distill={json.dumps(SMALL)}", f"runs={folder}", "name=r", *more]
+
+
+def place(folder: Path, part: str) -> Path:
+    return folder / "r" / "distill" / part.replace("_", "-")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {
+        f"{part}/{name}": value for part in PARTS for name, value in newest_weights(place(folder, part)).items()
+    }
+
+
+def rows(folder: Path, part: str) -> dict[int, dict[str, float]]:
+    lines = (place(folder, part) / "metrics.jsonl").read_text().splitlines()
+    return {row["step"]: row for row in map(json.loads, lines) if "grad_norm" in row}
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory):
+    """The uninterrupted run on one rank."""
+    folder = tmp_path_factory.mktemp("one")
+    done = reelign(*arguments(folder), CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_every_part_trains_and_leaves_an_artifact_the_last_one_that_of_the_stage(one_rank):
+    for part in PARTS:
+        assert sorted(rows(one_rank, part)) == [1, 2, 3, 4]
+    final = load_model(one_rank / "r" / "distill", device="cpu")
+    assert final.causal is not None
+    assert final.causal.config == CausalConfig(block=1, window=4, sinks=1)
+    assert final.own_sampler == DistillConfig.model_validate(SMALL).sampler.model_dump(mode="json")
+    few = load_model(place(one_rank, "few_step") / "model", device="cpu")
+    assert few.causal is None
+    assert few.own_sampler == final.own_sampler
+    assert load_model(place(one_rank, "initialise") / "model", device="cpu").causal is not None
+    assert len(list((place(one_rank, "initialise") / "trajectories").glob("*.safetensors"))) == 6
+    card = json.loads((one_rank / "r" / "distill" / "model" / "card.json").read_text())
+    assert (card["stage"], card["parent"]) == ("distill", "base")
+
+
+def test_the_page_and_the_summary_say_what_it_gives_for_its_cost(one_rank):
+    summary = json.loads((one_rank / "r" / "summary.json").read_text())
+    stage = summary["stages"][-1]
+    assert stage["gsb"].keys() == {"text", "visual", "motion", "overall"}
+    names = [row["name"] for row in stage["bargain"]]
+    assert names == [
+        "teacher",
+        "student that sees all frames",
+        "student",
+        "teacher, 1 guided steps",
+        "teacher, 3 steps without guidance",
+    ]
+    price = {row["name"]: row["nfe"] for row in stage["bargain"]}
+    assert price["teacher"] == 6
+    assert price["student that sees all frames"] == 2
+    assert price["student"] == pytest.approx(2.8)
+    assert all(row["seconds"] > 0 and row["first_frame"] > 0 for row in stage["bargain"])
+    assert len(stage["drift"]["parts"]) == 4
+    assert (one_rank / "r" / "distill" / "samples" / "long.mp4").stat().st_size > 0
+    assert "student that sees all frames" in (one_rank / "r" / "report" / "index.html").read_text()
+
+
+@pytest.mark.parametrize(("part", "update"), [("few_step", 3), ("initialise", 1), ("self_forcing", 2)])
+def test_o_a_killed_run_ends_in_the_same_bits(one_rank, tmp_path, part, update):
+    process = subprocess.Popen(
+        command(*arguments(tmp_path)),
+        env=environment(CUDA_VISIBLE_DEVICES=""),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    log, until = place(tmp_path, part) / "metrics.jsonl", time.monotonic() + 180
+    while not (log.exists() and update in rows(tmp_path, part)):
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    again = reelign(*arguments(tmp_path), CUDA_VISIBLE_DEVICES="")
+    assert again.returncode == 0, again.stderr
+    wanted, found = weights(one_rank), weights(tmp_path)
+    assert wanted.keys() == found.keys()
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    for name in PARTS:
+        assert rows(tmp_path, name) == rows(one_rank, name)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_n_two_ranks_learn_what_one_rank_learns(one_rank, tmp_path, method):
+    more = [f"distill.{part}.method={method}" for part in PARTS] + [f"distill.{part}.lora.rank=4" for part in PARTS]
+    alone = one_rank
+    if method == "lora":
+        alone = tmp_path / "alone"
+        done = reelign(*arguments(alone, *more), CUDA_VISIBLE_DEVICES="")
+        assert done.returncode == 0, done.stderr
+    done = torchrun(2, *arguments(tmp_path / "two", *(more if method == "lora" else ())), CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 0, done.stderr
+    for part in PARTS:
+        wanted, found = rows(alone, part), rows(tmp_path / "two", part)
+        assert wanted.keys() == found.keys()
+        for update, row in wanted.items():
+            for name in row.keys() & {"critic_loss", "distance", "loss", "grad_norm", "nfe"}:
+                assert found[update][name] == pytest.approx(row[name], rel=5e-3, abs=1e-6), (part, update, name)
+    one, two = weights(alone), weights(tmp_path / "two")
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=0, atol=4e-3)
+
+
+def context(folder: Path, guidance: float = 2.0) -> StageContext:
+    return StageContext(
+        folder=folder / "part",
+        parent="miniature",
+        dataset=None,
+        seed=0,
+        dtype="float32",
+        sampler=SampleConfig(steps=4, guidance_scale=guidance),
+        battery=BatteryConfig(count=2, validation_count=2),
+        world=World(0, 1, torch.device("cpu"), None),
+        ledger=Ledger(folder / "ledger.jsonl"),
+        interrupt=Interrupt(),
+    )
+
+
+def matching(folder: Path, part: str = "few_step", guidance: float = 2.0, **changes) -> Matching:
+    recipe = DistillConfig.model_validate(SMALL | changes)
+    base = load_model("miniature", device="cpu")
+    student = student_of(base, "miniature", recipe, causal=part == "self_forcing")
+    return Matching(student, base, base, build_prompts(recipe.prompts), context(folder, guidance), recipe, part)
+
+
+@pytest.mark.parametrize("part", ["few_step", "self_forcing"])
+def test_l_the_student_stays_where_it_is_while_the_critic_is_the_teacher(tmp_path, part):
+    """Both start as the parent; without guidance they predict the same, and there is nothing to follow."""
+    alike = matching(tmp_path / "a", part, guidance=1.0)
+    alike.student_step()
+    assert all(bool((p.grad == 0).all()) for p in alike.trainee.parameters.values() if p.grad is not None)
+    guided = matching(tmp_path / "b", part, guidance=2.0)
+    guided.student_step()
+    assert any(float(p.grad.abs().max()) > 0 for p in guided.trainee.parameters.values() if p.grad is not None)
+
+
+@pytest.mark.parametrize("part", ["few_step", "self_forcing"])
+def test_critic_and_student_learn_and_the_teacher_does_not(tmp_path, part):
+    taught = matching(tmp_path, part)
+    networks = {"teacher": taught.teacher, "critic": taught.critic, "student": taught.student}
+    before = {n: {k: v.clone() for k, v in m.pipeline.transformer.state_dict().items()} for n, m in networks.items()}
+    taught.one_update()
+    changed = {
+        name: any(not torch.equal(before[name][k], v) for k, v in model.pipeline.transformer.state_dict().items())
+        for name, model in networks.items()
+    }
+    assert changed == {"teacher": False, "critic": True, "student": True}
+    assert taught.student.pipeline.text_encoder is taught.teacher.pipeline.text_encoder is taught.critic.pipeline.text_encoder
+
+
+@pytest.mark.parametrize("causal", [None, CausalConfig(block=1), CausalConfig(block=5)])
+def test_the_last_step_of_a_training_clip_is_what_the_sampler_gives(causal):
+    """Training and deployment make their clips alike: left at the last step, a clip is the sampled one."""
+    model = load_model("miniature", device="cpu")
+    if causal is not None:
+        model.make_causal(causal)
+    sampler = SampleConfig(steps=3, shift=3.0, solver="renoise", guidance_scale=1.0)
+    noise = initial_noise([(0, "clip", 0), (0, "clip", 1)], model.latent_shape(17, 32, 32))
+    conditions = model.encode_text(["a large red circle moves left", "a small blue ring"])
+    with torch.no_grad():
+        made, nfe = student_clip(model, conditions, noise, sampler, exit_step=2)
+    torch.testing.assert_close(made, sample(model, conditions, noise, sampler).latents, rtol=0, atol=1e-5)
+    assert nfe == 2 * (3 if causal is None else 4)
+
+
+@pytest.mark.parametrize("exit_step", [0, 1])
+def test_the_gradient_goes_through_the_call_at_the_exit_step_alone(monkeypatch, exit_step):
+    model = load_model("miniature", device="cpu")
+    model.make_causal(CausalConfig(block=1))
+    model.pipeline.transformer.requires_grad_(True)
+    calls = []
+    velocity = type(model).velocity
+
+    def watched(self, latents, sigma, conditions):
+        calls.append((round(float(sigma[0]), 3), torch.is_grad_enabled()))
+        return velocity(self, latents, sigma, conditions)
+
+    monkeypatch.setattr(type(model), "velocity", watched)
+    sampler = SampleConfig(steps=2, shift=3.0, solver="renoise", guidance_scale=1.0)
+    noise = initial_noise([(0, "clip", 0)], model.latent_shape(17, 32, 32))
+    made, _ = student_clip(model, model.encode_text(["a cross"]), noise, sampler, exit_step)
+    assert made.requires_grad
+    levels = [round(float(level), 3) for level in sampler.grid[: exit_step + 1]]
+    block = [(level, level == levels[-1]) for level in levels]
+    assert calls == (block + [(0.0, False)]) * 4 + block  # each block, then remembered clean; the last one is not
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("distill.causal.block=3", "block sizes that do: 1, 5"),
+        ("distill.causal={block: 5, window: 3}", "a block must see itself"),
+        ("distill.causal=null", "give `causal`"),
+        ("distill.few_step=null", "needs `few_step`"),
+        ("distill.self_forcing=null", "needs `self_forcing`"),
+        ("distill.prompts=[{kind: list, path: none.txt}]", "none.txt"),
+        ("distill.self_forcing.critic_update=3", "did you mean `critic_updates`?"),
+    ],
+)
+def test_bad_input_ends_in_one_message(tmp_path, override, said):
+    done = reelign(*arguments(tmp_path, override), CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 1
+    assert said in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_a_teacher_with_other_latents_is_refused(tmp_path):
+    base = load_model(tiny_wan(tmp_path / "a"), device="cpu")
+    tiny_wan(tmp_path / "b", "2.2-5b")
+    where = context(tmp_path)
+    with pytest.raises(ReelignError, match="must share an autoencoder"):
+        load_teacher(str(tmp_path / "b"), base, where)
+
+
+def test_the_student_carries_the_enhancer_of_its_parent(one_rank):
+    enhancer = one_rank / "r" / "distill" / "model" / "enhancer"
+    assert not enhancer.exists()  # its parent has none
