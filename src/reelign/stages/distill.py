@@ -146,6 +146,8 @@ class Matching:
         self.student, self.teacher, self.context, self.config, self.part = student, teacher, context, config, part
         self.sampler, self.prompts, self.chunks = recipe.sampler, prompts, chunks_of(config, context.world)
         self.guidance = guidance_of(recipe, context)
+        before = recipe.few_step
+        self.inherits = before is not None and (before.method, before.lora) == (config.method, config.lora)
         self.critic = base.twin()
         self.trainee = Trainee(student, config, config.updates, context)
         choose_trained(self.critic, config, context.seed)
@@ -174,6 +176,7 @@ class Matching:
         """All updates that are left, unless held-out prompts no longer gain or motion is lost."""
         config, context, what = self.config, self.context, f"distill: {self.part.replace('_', ' ')}"
         if not self.watch.begun:
+            self.take_critic()
             self.checkpoints.save(0, self.state(), self.validated())
         while self.update < config.updates and not self.watch.stale():
             until = min(config.updates, (self.update // config.validate_every + 1) * config.validate_every)
@@ -190,6 +193,14 @@ class Matching:
             self.checkpoints.save(self.update, self.state(), self.validated() if self.update == until else None)
             if context.stopping():
                 raise ReelignError(f"stopped after update {self.update} as asked; the same command goes on from here.")
+
+    def take_critic(self) -> None:
+        """Begin with the critic that the few-step student left, if there is one that is trained alike: it knows what the
+        student makes, which the teacher's weights do not."""
+        found = Checkpoints(self.context.folder.parent / "few-step" / "checkpoints").best()
+        if self.part == "self_forcing" and found is not None and self.inherits:
+            self.checkpoints.load(found, {"critic_optimizer": self.critic_optimizer})
+            self.critic_optimizer.steps_done = 0
 
     def one_update(self) -> dict[str, float]:
         """Updates of the critic on fresh clips of the student, then one of the student."""
