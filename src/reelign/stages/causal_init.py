@@ -1,8 +1,8 @@
 """The first weights of a causal student: regression on the way of clips from noise to data (arXiv 2412.07772).
 
 A teacher makes clips, and the latents that it meets at the noise levels of the student's grid are kept on disk. The
-student sees each block of a clip at a level of its own, and the blocks before it as they are, and predicts the clip at
-the end:  | x0_student(x_levels) - x_end |^2.
+student sees each block of a clip at a level of its own, and the blocks before it clean, as it will in a rollout, and
+predicts the clip at the end:  | x0_student(x_level | past) - x_end |^2.
 
 The teacher decides what the student can learn. The end of its ODE follows from all frames, and a student that does not
 see the later ones predicts a mean, which is blurred (arXiv 2602.02214). A few-step student draws fresh noise on the
@@ -26,8 +26,9 @@ from reelign.errors import ReelignError
 from reelign.flow.path import to_x0
 from reelign.flow.step import ode_step
 from reelign.models.base import Conditions, VideoModel
+from reelign.models.causal import KVCache, TextCache, View
 from reelign.sampling.noise import generator, initial_noise
-from reelign.sampling.sample import SampleConfig, guided_velocity, renoised
+from reelign.sampling.sample import SampleConfig, guided_velocity, remembered, renoised
 from reelign.stages.asked import drawn
 from reelign.stages.context import StageContext
 from reelign.stages.distill_recipe import DistillConfig, InitialiseConfig
@@ -192,12 +193,20 @@ class Initialisation:
         return (predicted - target).square().mean()
 
     def predicted(self, states: Tensor, index: Tensor, conditions: Conditions) -> Tensor:
-        """The clip that the student predicts where each latent frame is at the level `index` (B, F)."""
+        """The clip that the student predicts, block by block: each at its level `index` (B, F), with the end of the
+        trajectory as its past."""
+        assert self.student.causal is not None
+        clean, cache, text, made = states[:, -1], KVCache(), TextCache(), []
         places = index[:, None, None, :, None, None].expand(-1, 1, *states.shape[2:])
         x = states.gather(1, places)[:, 0]
         levels = self.sampler.grid.to(x)[index]
-        velocity = self.student.velocity(x, levels, conditions)
-        return x - levels[:, None, :, None, None] * velocity
+        for first, end in self.student.causal.config.blocks(x.shape[2]):
+            with self.student.causal.seeing(View(cache, text)):
+                velocity = self.student.velocity(x[:, :, first:end], levels[:, first], conditions)
+            made.append(to_x0(x[:, :, first:end], velocity, levels[:, first]))
+            if end < x.shape[2]:
+                cache = remembered(self.student, conditions, clean[:, :, first:end], cache, text)
+        return torch.cat(made, 2)
 
     def drawn(self) -> list[tuple[Tensor, Tensor, list[str]]]:
         """This rank's micro-batches: states, a level for each block, and the prompts."""

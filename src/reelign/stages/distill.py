@@ -195,8 +195,8 @@ class Matching:
                 raise ReelignError(f"stopped after update {self.update} as asked; the same command goes on from here.")
 
     def take_critic(self) -> None:
-        """Begin with the critic that the few-step student left, if there is one that is trained alike: it knows what the
-        student makes, which the teacher's weights do not."""
+        """Begin with the critic that the few-step student left, if there is one that is trained alike: it knows what
+        the student makes, which the teacher's weights do not."""
         found = Checkpoints(self.context.folder.parent / "few-step" / "checkpoints").best()
         if self.part == "self_forcing" and found is not None and self.inherits:
             self.checkpoints.load(found, {"critic_optimizer": self.critic_optimizer})
