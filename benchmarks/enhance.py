@@ -61,17 +61,29 @@ def main() -> None:
     rows = []
     for seed, parent in enumerate(arguments.parents):
         runs = {way: run(way, more, seed, parent, arguments.runs) for way, more in WAYS.items()}
-        rows += [measure(way, seed, folder, runs["supervised"]) for way, folder in runs.items()]
+        supervised = runs["supervised"]
+        if isinstance(supervised, str):
+            raise SystemExit(f"supervised training alone failed: {supervised}")
+        for way, folder in runs.items():
+            stopped = isinstance(folder, str)
+            rows.append(
+                {"way": way, "seed": seed, "stopped": folder} if stopped else measure(way, seed, folder, supervised)
+            )
     arguments.out.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     arguments.out.with_suffix(".md").write_text(report(rows), encoding="utf-8")
     print(report(rows))
 
 
-def run(way: str, more: list[str], seed: int, parent: str, runs: Path) -> Path:
-    """The folder of a finished run."""
+def run(way: str, more: list[str], seed: int, parent: str, runs: Path) -> Path | str:
+    """The folder of a finished run; or why it stopped: a drifting model may write what no reward can judge."""
     name = f"enhance-{re.sub('[^a-z]+', '-', way.lower())}-{seed}"
     command = [sys.executable, "-m", "reelign.cli", "run", str(RECIPE), f"model={parent}", f"seed={seed}"]
-    subprocess.run([*command, f"name={name}", f"runs={runs}", *more], check=True)
+    done = subprocess.run(
+        [*command, f"name={name}", f"runs={runs}", *more], check=False, stderr=subprocess.PIPE, text=True
+    )
+    sys.stderr.write(done.stderr)
+    if done.returncode:
+        return " ".join(done.stderr.split("reelign: ")[-1].split())
     return runs / name
 
 
@@ -121,7 +133,8 @@ def alone(folder: Path) -> dict:
 
 
 def report(rows: list[dict]) -> str:
-    """The rows as Markdown."""
+    """The rows as Markdown; a run that stopped is a sentence below the tables."""
+    stopped, rows = [row for row in rows if "stopped" in row], [row for row in rows if "stopped" not in row]
     lines = ["**With the enhancer against the same generator without it, on users' prompts** (GSB).", ""]
     lines += head("way", "seed", *(f"GSB {axis}" for axis in AXES), "overall, full captions", "minutes")
     for row in rows:
@@ -144,6 +157,7 @@ def report(rows: list[dict]) -> str:
         ]
         hits = row["cache_hit_rate"]
         lines.append(line(row["way"], row["seed"], *cells, "" if hits is None else f"{hits:.1%}"))
+    lines += [f"\n{row['way']}, seed {row['seed']}, did not end: {row['stopped']}" for row in stopped]
     return "\n".join(lines) + "\n"
 
 

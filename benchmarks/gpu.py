@@ -1,8 +1,9 @@
-"""SFT, RL and sampling on the Wan 2.1-1.3B architecture with random weights, on one CUDA device.
+"""SFT, RL, distillation and sampling on the Wan 2.1-1.3B architecture with random weights, on one CUDA device.
 
     python benchmarks/gpu.py --out benchmarks/results/gpu.json
     python benchmarks/gpu.py --only rl 33x240x416               # rows that hold all of these words
     python benchmarks/gpu.py --only rl 81x480x832 flow-grpo --prompts 1 --group 2
+    python benchmarks/gpu.py --only stream
 
 At 33 x 240 x 416 and 81 x 480 x 832:
 
@@ -13,7 +14,9 @@ At 33 x 240 x 416 and 81 x 480 x 832:
 - an RL update of our preset and of Flow-GRPO over all steps, with guidance and without: seconds by phase, network
   evaluations, clips an hour and peak memory (`gpu_rlhf.py`). At 81 frames `flow-grpo` needs about 3,000 network
   evaluations and their backward passes for 16 clips, most of an hour on an H100 (an estimate); nothing of its cost is
-  shared between clips, so fewer of them (`--prompts`, `--group`) give the same clips an hour.
+  shared between clips, so fewer of them (`--prompts`, `--group`) give the same clips an hour;
+- a causal student of 4 steps in blocks of 3 latent frames against the bidirectional teacher of 50: frames a second,
+  time to the first frame, attention's share, memory of the past; updates of DMD and self-forcing (`gpu_distill.py`).
 
 A setting that does not fit is recorded as such.
 """
@@ -35,6 +38,15 @@ from pathlib import Path
 import torch
 from diffusers import WanTransformer3DModel
 
+from gpu_distill import (
+    DISTILL_SETTINGS,
+    MatchRow,
+    StreamRow,
+    measure_match,
+    measure_stream,
+    planned_streams,
+    planned_updates,
+)
 from gpu_rlhf import SETTINGS, TEXT_TOKENS, RlRow, clip_size, measure_rl
 from reelign.flow.path import interpolate, velocity_target
 from reelign.train.optim import OptimConfig, Optimizer
@@ -77,6 +89,9 @@ class Row:
     note: str = ""
 
 
+AnyRow = Row | RlRow | StreamRow | MatchRow
+
+
 def main() -> None:
     """Measure every setting and write the JSON after each, so that an interrupted run keeps what it has."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -84,6 +99,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], help="measure the rows whose settings hold all these words")
     parser.add_argument("--steps", type=int, default=5, help="timed steps; the median counts")
     parser.add_argument("--updates", type=int, default=1, help="timed RL updates; the mean counts")
+    parser.add_argument("--matches", type=int, default=4, help="timed updates of a student; the mean counts")
     parser.add_argument("--prompts", type=int, default=2, help="groups an RL update")
     parser.add_argument("--group", type=int, default=8, help="clips a group")
     parser.add_argument("--tiny", action="store_true", help="a tiny network on any device, to test this script")
@@ -102,17 +118,21 @@ def main() -> None:
         for index, row in enumerate(rows):
             if isinstance(row, RlRow):
                 measure_rl(row, parts, Path(folder), device, arguments.updates)
+            elif isinstance(row, StreamRow):
+                measure_stream(row, parts, Path(folder), device)
+            elif isinstance(row, MatchRow):
+                measure_match(row, parts, Path(folder), device, arguments.matches)
             else:
                 measure(row, parts["transformer"], device, peak, arguments.steps)
             print(json.dumps(asdict(row)), flush=True)
             write(arguments.out, rows[: index + 1], device, peak, parts)
 
 
-def planned(tiny: bool, prompts: int, group: int) -> list[Row | RlRow]:
+def planned(tiny: bool, prompts: int, group: int) -> list[AnyRow]:
     """The settings in the order in which they are measured: the quick ones first."""
     sizes = ("5x32x32",) if tiny else ("33x240x416", "81x480x832")
     compiled = (False,) if tiny else (False, True)
-    rows: list[Row | RlRow] = []
+    rows: list[AnyRow] = []
     for size in sizes:
         rows += [Row("sft step", size, kept, fast) for kept in (True, False) for fast in compiled]
         rows += [Row("sampling step", size, False, fast) for fast in compiled]
@@ -122,6 +142,9 @@ def planned(tiny: bool, prompts: int, group: int) -> list[Row | RlRow]:
             for preset in ("reelign", "flow-grpo")
             for guidance in ("both", "none")
         ]
+    for size in ("21x32x32",) if tiny else sizes:  # latent frames that blocks of 3 divide
+        rows += planned_streams(size)
+        rows += planned_updates(size)
     return rows
 
 
@@ -240,7 +263,7 @@ def matmul_rate(device: torch.device, side: int) -> float:
     return 2 * side**3 / timed(lambda: a @ b, device, 20)
 
 
-def write(path: Path, rows: list[Row | RlRow], device: torch.device, peak: float, parts: dict) -> None:
+def write(path: Path, rows: list[AnyRow], device: torch.device, peak: float, parts: dict) -> None:
     """Write all rows so far with hardware and versions."""
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
     facts = {
@@ -249,6 +272,7 @@ def write(path: Path, rows: list[Row | RlRow], device: torch.device, peak: float
         "matmul_peak_tflops": peak / 1e12,
         "architecture": parts["transformer"],
         "rl": SETTINGS,
+        "distill": DISTILL_SETTINGS,
         "rows": [asdict(row) for row in rows],
     }
     path.parent.mkdir(parents=True, exist_ok=True)

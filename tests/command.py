@@ -21,6 +21,7 @@ TINY = (
     "sft.validate_every=6",
     "sft.save_every=2",
     "enhance=null",
+    "distill=null",
 )
 """A run of the demo's recipe in seconds."""
 

@@ -50,3 +50,14 @@ def test_the_throughput_script_compares_the_stage_with_a_bare_loop(tmp_path):
     found = json.loads(out.read_text())
     assert found["ratio"] > 0
     assert found["stage_seconds_per_step"] > 0
+
+
+def test_the_plan_script_writes_a_row_for_each_seed(tmp_path):
+    out = tmp_path / "plan.json"
+    small = ["--seeds", "0", "--count", "2", "--fresh", "2", "--only", "steps", "--runs", tmp_path, "--out", out]
+    script = [sys.executable, ROOT / "benchmarks" / "plan.py", *small]
+    done = subprocess.run(script, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [row["seed"] for row in json.loads(out.read_text())["rows"]] == [0]
+    head, rule, row = out.with_suffix(".md").read_text().splitlines()
+    assert head.count("|") == rule.count("|") == row.count("|")

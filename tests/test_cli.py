@@ -29,6 +29,7 @@ TINY = (
     "sft.validate_every=4",
     "sft.save_every=4",
     "enhance=null",
+    "distill=null",
 )
 
 
@@ -70,7 +71,7 @@ def message(done: subprocess.CompletedProcess[str], status: int = 1) -> str:
         ("enhance", ["as the generator likes them", "--model", "--enhancer", "--served-name", "--file", "--out"]),
         ("report", ["summary.json of a run"]),
         ("doctor", ["before the hours are spent"]),
-        ("export", ["as a plain diffusers folder", "--out", "--no-merge"]),
+        ("export", ["as a plain diffusers folder", "--out", "--no-merge", "--format"]),
         ("pairs", ["Make pairs for a prompt enhancer", "--out", "--from", "--url"]),
         ("reward serve", ["Serve a reward of a recipe", "--token-variable", "--port"]),
         ("miniature", ["train", "check"]),

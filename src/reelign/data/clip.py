@@ -48,8 +48,7 @@ def write_clip(path: Path, frames: np.ndarray, fps: float, crf: int = 12) -> Non
     Widths and heights that are odd are padded by one repeated line, because yuv420p needs even sides.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    height, width = frames.shape[1:3]
-    frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    frames = even(frames)
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix or '.mp4'}")
     try:
         with av.open(str(partial), "w", format="mp4", options={"movflags": "+faststart"}) as container:
@@ -62,6 +61,12 @@ def write_clip(path: Path, frames: np.ndarray, fps: float, crf: int = 12) -> Non
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def even(frames: np.ndarray) -> np.ndarray:
+    """Frames (T, H, W, 3) whose odd sides are padded by one repeated line."""
+    height, width = frames.shape[1:3]
+    return np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
 
 
 def read_clip(path: Path, prompt: str = "") -> Clip:

@@ -14,6 +14,7 @@ import torch
 
 from reelign.data.curate import VIDEO_SUFFIXES
 from reelign.data.prompts import read_prompts
+from reelign.doctor.distill import examine_distill
 from reelign.doctor.enhance import examine_enhance
 from reelign.doctor.finding import Finding, look, of_all_ranks
 from reelign.doctor.memory import disk, latent, parameters, planned_ranks
@@ -67,12 +68,14 @@ def _with_model(recipe: Recipe, model: VideoModel, world: World) -> Iterator[Fin
     yield look("sampler", lambda: _sampler(recipe, model))
     if recipe.sft is not None:
         yield from examine_sft(recipe, recipe.sft, model)
-    if recipe.sft is not None or recipe.rlhf is not None:
+    if recipe.sft is not None or recipe.rlhf is not None or recipe.distill is not None:
         yield look("shards", lambda: _shards(model))
     if recipe.rlhf is not None:
         yield from examine_rlhf(recipe, recipe.rlhf, model, world)
     if recipe.enhance is not None:
         yield from examine_enhance(recipe, recipe.enhance, model, world)
+    if recipe.distill is not None:
+        yield from examine_distill(recipe, recipe.distill, model, world)
 
 
 def _device(recipe: Recipe) -> str:

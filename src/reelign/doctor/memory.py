@@ -87,9 +87,9 @@ def sft_memory(recipe: Recipe, config: SftConfig, model: VideoModel) -> str:
     """Weights, training state and the activations of one batch."""
     ranks, width = planned_ranks(), width_of(recipe.dtype)
     weights = parameters(model) * width / ranks
-    states = _state_bytes(model, config, width) / ranks
+    states = state_bytes(model, config, width) / ranks
     batch = tokens(recipe.battery, model) * config.batch_size // (ranks * config.accumulate)
-    activations = batch * _activation_bytes(model, width, config.gradient_checkpointing)
+    activations = batch * activation_bytes(model, width, config.gradient_checkpointing)
     need, have = weights + states + activations, free_memory()
     sentence = (
         f"about {need / GIB:.1f} GiB a rank: {weights / GIB:.1f} weights, {states / GIB:.1f} "
@@ -104,7 +104,7 @@ def rlhf_memory(recipe: Recipe, config: RlhfConfig, model: VideoModel) -> str:
     ranks, width, algorithm = planned_ranks(), width_of(recipe.dtype), config.algorithm
     weights = parameters(model) * width / ranks + frozen_bytes(model) * (2 if algorithm.kl else 1)
     weights += parameters(model) * width if algorithm.kl else 0  # the reference is not sharded
-    states = _state_bytes(model, config, width) / ranks
+    states = state_bytes(model, config, width) / ranks
     branches = config.group_size if algorithm.branches else 1
     rows = config.prompts_per_update * config.group_size // (ranks * branches)
     rows = min(rows, max(1, config.micro_batch // branches))
@@ -112,7 +112,7 @@ def rlhf_memory(recipe: Recipe, config: RlhfConfig, model: VideoModel) -> str:
     rollout = rendering_bytes(recipe.battery, model, clips, width)
     guided = recipe.sampler.guidance_scale != 1 and algorithm.guidance == "both" and algorithm.objective == "grpo"
     learned = rows * tokens(recipe.battery, model) * (2 if guided else 1)
-    update = learned * _activation_bytes(model, width, config.gradient_checkpointing)
+    update = learned * activation_bytes(model, width, config.gradient_checkpointing)
     stored = _stored_bytes(recipe, config, model) / ranks
     need, have = weights + states + stored + max(rollout, update), free_memory()
     sentence = (
@@ -177,7 +177,7 @@ def width_of(dtype: str) -> int:
     return 2 if dtype == "bfloat16" else 4
 
 
-def _state_bytes(model: VideoModel, config: TraineeConfig, width: int) -> int:
+def state_bytes(model: VideoModel, config: TraineeConfig, width: int) -> int:
     """Gradients, two moments and the average in float32, and masters under weights of lower precision."""
     return trained_parameters(model, config) * (4 + 4 + 4 + 4 + (4 if width == 2 else 0))
 
@@ -191,18 +191,18 @@ def frozen_bytes(model: VideoModel) -> int:
 
 def rendering_bytes(size: BatteryConfig, model: VideoModel, clips: int, width: int) -> float:
     """To sample clips together and decode them."""
-    return max(clips * tokens(size, model) * _block_bytes(model, width), _decode_bytes(size, model, clips))
+    return max(clips * tokens(size, model) * block_bytes(model, width), _decode_bytes(size, model, clips))
 
 
-def _block_bytes(model: VideoModel, width: int) -> float:
+def block_bytes(model: VideoModel, width: int) -> float:
     """Bytes a token holds while one block computes."""
     config = next(iter(model.denoisers().values())).config
     return float(config.num_attention_heads * config.attention_head_dim * width * LIVE_VALUES)
 
 
-def _activation_bytes(model: VideoModel, width: int, checkpointing: bool) -> float:
+def activation_bytes(model: VideoModel, width: int, checkpointing: bool) -> float:
     """Bytes a token keeps for the backward pass: all that a block holds, or with checkpointing one value a block."""
-    blocks, block = next(iter(model.denoisers().values())).config.num_layers, _block_bytes(model, width)
+    blocks, block = next(iter(model.denoisers().values())).config.num_layers, block_bytes(model, width)
     return block + block * blocks / LIVE_VALUES if checkpointing else block * blocks
 
 

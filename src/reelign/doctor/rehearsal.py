@@ -15,11 +15,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from reelign.data.clip import Clip
 from reelign.doctor.finding import on_all_ranks
+from reelign.doctor.memory import free_disk
 from reelign.errors import ReelignError
 from reelign.models.load import load_model
 from reelign.recipe import Recipe
@@ -96,6 +98,23 @@ def context_in(folder: Path, recipe: Recipe, world: World) -> StageContext:
         ledger=Ledger(folder / "ledger.jsonl", enabled=False),
         interrupt=Interrupt(),
     )
+
+
+@contextmanager
+def shared_folder(recipe: Recipe, world: World) -> Iterator[Path]:
+    """A folder that all ranks see, for a while: where the runs are, because ranks may be on several machines."""
+    if world.mesh is None:
+        with TemporaryDirectory() as name:
+            yield Path(name)
+        return
+    own = TemporaryDirectory(dir=free_disk(recipe)[0]) if world.is_main else None
+    names = [own.name if own is not None else ""]
+    dist.broadcast_object_list(names)
+    try:
+        yield Path(names[0])
+    finally:
+        if own is not None:  # no rank reads any more: every rehearsal ends with numbers of all ranks
+            own.cleanup()
 
 
 def sample_groups(trainer: Trainer, algorithm: Algorithm) -> Groups:

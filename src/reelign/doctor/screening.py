@@ -8,19 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from reelign.doctor.cost import CPU_RATE, operations, per_clip
 from reelign.doctor.finding import Finding, on_all_ranks
-from reelign.doctor.memory import free_disk
-from reelign.doctor.rehearsal import context_in, now, within_memory
+from reelign.doctor.rehearsal import context_in, now, shared_folder, within_memory
 from reelign.enhancer.enhancer import Manner
 from reelign.enhancer.rewrite import Rewrite
 from reelign.errors import ReelignError
@@ -82,7 +77,7 @@ def screened(
         cost: says what the run costs, given the measured seconds.
     """
     small = grpo.model_copy(update={"prompts_per_step": PROMPTS * world.size, "group_size": REWRITES + 1, "raw": 1})
-    with _folder(recipe, world) as folder, within_memory(ADVICE):
+    with shared_folder(recipe, world) as folder, within_memory(ADVICE):
         context = context_in(folder / "enhance", recipe, world)
         model, tokenizer = language[0].to(world.device), language[1]
         rewriting = on_all_ranks(world, lambda: Rewriting(model, tokenizer, manner, small, context))
@@ -102,23 +97,6 @@ def screened(
         yield Finding("enhance.rehearsal", True, _who(recipe, grpo, found, world))
         yield Finding("enhance.rewards", True, _means(found))
         yield Finding("enhance.cost", True, cost(_seconds(rewriting, rollout, chosen)))
-
-
-@contextmanager
-def _folder(recipe: Recipe, world: World) -> Iterator[Path]:
-    """A folder that all ranks see, for a while: where the runs are, because ranks may be on several machines."""
-    if world.mesh is None:
-        with TemporaryDirectory() as name:
-            yield Path(name)
-        return
-    own = TemporaryDirectory(dir=free_disk(recipe)[0]) if world.is_main else None
-    names = [own.name if own is not None else ""]
-    dist.broadcast_object_list(names)
-    try:
-        yield Path(names[0])
-    finally:
-        if own is not None:  # no rank reads any more: every rehearsal ends with numbers of all ranks
-            own.cleanup()
 
 
 def _seconds(rewriting: Rewriting, rollout: Callable[[], Rewritten], prompts: list[str]) -> Seconds:

@@ -125,7 +125,7 @@ def run_battery(
             if folder is not None and len(items) < config.keep_clips:
                 place = f"samples/{task.id}.mp4"
                 write_clip(folder / place, video, config.fps)
-            items.append(_judged(task, video, config, place, measured))
+            items.append(judge_clip(task, video, config, place, measured))
         if progress is not None:
             progress(len(items), len(todo))
     for place, rewrite in enumerate(rewrites):
@@ -156,7 +156,8 @@ def generate_batch(
     return model.decode(sampled.latents).cpu().numpy(), sampled.nfe
 
 
-def _judged(task: Task, video: np.ndarray, config: BatteryConfig, place: str | None, measured: bool) -> Item:
+def judge_clip(task: Task, video: np.ndarray, config: BatteryConfig, place: str | None, measured: bool) -> Item:
+    """Judge a clip (T, H, W, 3) of the battery; `place` is its file, if it was kept."""
     found = measure_clip(Clip(video, config.fps, task.prompt, task.id)) if measured or task.scene is None else None
     measures = asdict(found) if found is not None and measured else {}
     if task.scene is not None:

@@ -13,7 +13,7 @@ from reelign.evaluate.gsb import compare, retention
 from reelign.evaluate.statistics import bootstrap_mean
 from reelign.inference.enhance import outcome_rows
 from reelign.models.load import enhancer_folder, load_model
-from reelign.sampling.sample import SampleConfig
+from reelign.sampling.sample import SampleConfig, own_sampler
 
 Progress = Callable[[str, int, int, str], None]
 
@@ -41,7 +41,7 @@ def evaluate_model(
         name: the model.
         against: the second one.
         battery: the prompts and their judge.
-        sampler: the deployment sampler.
+        sampler: the deployment sampler; a distilled model is sampled by its own.
         out: gets `model/` and `against/`.
         progress: told what is judged, and how many clips of how many are done.
         enhanced: whether a model that carries a prompt enhancer is asked through it.
@@ -74,10 +74,11 @@ def _evaluate(
     name: str, battery: BatteryConfig, sampler: SampleConfig, out: Path, progress: Progress, enhanced: bool
 ) -> Evaluation:
     carried = enhancer_folder(name) if enhanced else None
+    model = load_model(name)
     found = run_battery(
-        load_model(name),
+        model,
         battery,
-        sampler,
+        own_sampler(model) or sampler,
         "test",
         out,
         lambda done, total: progress(f"judge {name}", done, total, ""),

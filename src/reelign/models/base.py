@@ -15,6 +15,7 @@ from torch import Tensor
 
 from reelign.models.block_cache import Cache
 from reelign.models.causal import CausalAttention, CausalConfig
+from reelign.models.stream_decoder import StreamDecoder
 
 Conditions = dict[str, Tensor]
 """The encoded prompts: tensors keyed by name, batch first; opaque to everyone but the adapter of the family."""
@@ -97,6 +98,10 @@ class VideoModel(ABC):
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
         """Normalised latents to frames uint8 (B, T, H, W, 3)."""
+
+    @abstractmethod
+    def decoder(self) -> StreamDecoder:
+        """Decodes one video block after block; the frames are those that `decode` gives for the whole."""
 
     @abstractmethod
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 TIME, SPACE = 4, 4
+Past = dict[nn.Module, Tensor]
+"""Of each block of the network, the last two latent frames before its convolution over time."""
 
 
 class BlockCodec(ModelMixin, ConfigMixin):
@@ -53,6 +55,12 @@ class BlockCodec(ModelMixin, ConfigMixin):
         sample = from_blocks(self.synthesis(z) + self.decoder(z))
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
+    def decode_further(self, z: Tensor, past: Past) -> Tensor:
+        """The frames of latents (B, z_dim, f, h, w) that follow the ones decoded with the same `past`, which is empty
+        before the first and is brought up to date: (B, 3, 4f, 4h, 4w), and three frames fewer at the first call."""
+        first = not past
+        return from_blocks(self.synthesis(z) + self.decoder(z, past), first)
+
 
 def to_blocks(video: Tensor) -> Tensor:
     """(B, 3, 1 + 4k, H, W) to (B, 192, 1 + k, H / 4, W / 4); the first frame fills a block of its own."""
@@ -62,11 +70,11 @@ def to_blocks(video: Tensor) -> Tensor:
     return blocks.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(b, -1, t // TIME, h // SPACE, w // SPACE)
 
 
-def from_blocks(blocks: Tensor) -> Tensor:
-    """Inverse of `to_blocks`; of the first block only the last frame is kept."""
+def from_blocks(blocks: Tensor, first: bool = True) -> Tensor:
+    """Inverse of `to_blocks`; of the first block of a video only the last frame is kept."""
     b, _, f, h, w = blocks.shape
     video = blocks.reshape(b, 3, TIME, SPACE, SPACE, f, h, w).permute(0, 1, 5, 2, 6, 3, 7, 4)
-    return video.reshape(b, 3, f * TIME, h * SPACE, w * SPACE)[:, :, TIME - 1 :]
+    return video.reshape(b, 3, f * TIME, h * SPACE, w * SPACE)[:, :, (TIME - 1) * first :]
 
 
 class _Network(nn.Module):
@@ -80,10 +88,10 @@ class _Network(nn.Module):
         nn.init.zeros_(self.exit.weight)
         nn.init.zeros_(self.exit.bias if self.exit.bias is not None else self.exit.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
         h = self.entry(x)
         for block in self.blocks:
-            h = h + block(h)
+            h = h + block(h, past)
         return self.exit(functional.silu(h))
 
 
@@ -95,6 +103,10 @@ class _Block(nn.Module):
         self.space = nn.Conv3d(width, width, (1, 3, 3), padding=(0, 1, 1))
         self.time = nn.Conv3d(width, width, (3, 1, 1))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
         h = functional.silu(self.space(functional.silu(x)))
-        return self.time(functional.pad(h, (0, 0, 0, 0, 2, 0)))
+        before = None if past is None else past.get(self)
+        h = functional.pad(h, (0, 0, 0, 0, 2, 0)) if before is None else torch.cat([before, h], 2)
+        if past is not None:
+            past[self] = h[:, :, -2:].clone()
+        return self.time(h)

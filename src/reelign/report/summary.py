@@ -194,8 +194,12 @@ def _headroom(scores: dict[str, Any], first: dict[str, Any], ceiling: dict[str, 
 
 
 def _headline(rows: Sequence[dict[str, Any]], cost: dict[str, Any]) -> list[dict[str, Any]]:
-    """The three numbers that matter: how much better, what control was kept, what it cost."""
-    judged = [row for row in rows if row["gsb"]]
+    """The numbers that matter: how much better, what control was kept, how much faster, what it cost.
+
+    A distilled student is there to be cheap: its gain is a number of its own, and not that of the run.
+    """
+    distilled = [row for row in rows if row["bargain"]]
+    judged = [row for row in rows if row["gsb"] and row not in distilled] or [row for row in rows if row["gsb"]]
     if judged:
         last = judged[-1]
         parent = next(row["title"] for row in rows if row["name"] == last["parent"])
@@ -215,7 +219,19 @@ def _headline(rows: Sequence[dict[str, Any]], cost: dict[str, Any]) -> list[dict
         control = _number("Control kept", None, "not yet", "no stage was compared so far")
     time = f"{cost['seconds'] / 60:.1f} min" if cost["seconds"] >= 100 else f"{cost['seconds']:.0f} s"
     spent = _number("Cost of the whole run", cost["seconds"], time, f"{cost['nfe']:,} network evaluations")
-    return [gain, control, spent]
+    return [gain, control, *(_saved(row) for row in distilled[-1:]), spent]
+
+
+def _saved(row: dict[str, Any]) -> dict[str, Any]:
+    """How many fewer network evaluations the student takes, and what that costs in quality."""
+    found = {way["name"]: way for way in row["bargain"]}
+    ratio, overall = found["teacher"]["nfe"] / found["student"]["nfe"], row["gsb"][OVERALL]
+    return _number(
+        "Network evaluations saved by the student",
+        ratio,
+        f"{ratio:.1f}x",
+        f"overall GSB {overall['value']:+.2f}, {overall['low']:+.2f} to {overall['high']:+.2f}, against its teacher",
+    )
 
 
 def _kept(row: dict[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ try:
     from fastapi import FastAPI, Request
     from fastapi.responses import JSONResponse
 except ImportError as error:
-    raise ReelignError("serving a reward needs the extra `serve`: pip install 'reelign[serve]'.") from error
+    raise ReelignError("serving needs the extra `serve`: pip install 'reelign[serve]'.") from error
 
 
 def serve_reward(

@@ -1,0 +1,98 @@
+"""What distillation costs in network evaluations, counted from the recipe before it starts.
+
+With a batch of B and n updates of the critic, an update of a student of k steps takes in the mean
+
+    B ((n + 1) ((k + 1) / 2 + c) + n + 1 + t)
+
+evaluations and B (n + 1) backward passes: clips are left at a random step, a causal student remembers its blocks
+(c = 1, else 0), and a guided teacher takes t = 2, an unguided one 1.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from reelign.doctor.cost import per_clip
+from reelign.models.base import VideoModel
+from reelign.recipe import Recipe
+from reelign.stages.causal_init import BETWEEN
+from reelign.stages.distill import PARTS
+from reelign.stages.distill_recipe import DistillConfig, InitialiseConfig, MatchConfig, StudentConfig
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Network evaluations of a part, all ranks together, if it does not stop early.
+
+    Attributes:
+        forward: of training, those with a backward pass among them.
+        backward: backward passes.
+        judged: of validations, which every rank samples whole.
+    """
+
+    forward: int
+    backward: int
+    judged: int
+
+    def work(self, checkpointing: bool) -> int:
+        """Of training, in forward passes: a backward pass is worth two, and three when it computes again."""
+        return self.forward + self.backward * (3 if checkpointing else 2)
+
+
+def parts_of(config: DistillConfig) -> dict[str, StudentConfig]:
+    """The parts that a recipe asks for, in their order."""
+    return {part: getattr(config, part) for part in PARTS if getattr(config, part) is not None}
+
+
+def count(recipe: Recipe, config: DistillConfig, model: VideoModel) -> dict[str, Spent]:
+    """What each part costs."""
+    battery = recipe.battery
+    frames = model.latent_shape(battery.frames, battery.height, battery.width)[1]
+    found = {}
+    for name, part in parts_of(config).items():
+        causal = name != "few_step"
+        looks = -(-part.updates // part.validate_every)
+        if isinstance(part, MatchConfig):
+            looks += 1  # before the first update
+            update = matched(config, part, causal, guidance_scale(recipe, config))
+            forward, backward = part.updates * update.forward, part.updates * update.backward
+        else:
+            assert isinstance(part, InitialiseConfig)
+            backward = part.updates * part.batch_size
+            forward = backward * (2 if part.teacher == "consistency" else 1) + part.trajectories * way(recipe, config)
+        judged = math.ceil(looks * battery.validation_count * student_clip_cost(config, frames, causal))
+        found[name] = Spent(forward, backward, judged)
+    first = next(iter(found))
+    teacher = battery.validation_count * per_clip(recipe.sampler)
+    found[first] = Spent(found[first].forward, found[first].backward, found[first].judged + teacher)
+    return found
+
+
+def matched(config: DistillConfig, part: MatchConfig, causal: bool, guidance: float) -> Spent:
+    """One update of a matching part, in the mean over the steps at which clips are left."""
+    turns = part.critic_updates + 1
+    made = turns * ((config.steps + 1) / 2 + causal)
+    scored = part.critic_updates + 1 + (1 if guidance == 1 else 2)
+    return Spent(round(part.batch_size * (made + scored)), part.batch_size * turns, 0)
+
+
+def student_clip_cost(config: DistillConfig, frames: int, causal: bool) -> float:
+    """Evaluations of one clip of a student, in whole clips: all blocks but the last are remembered."""
+    if not causal or config.causal is None:
+        return float(config.steps)
+    blocks = len(config.causal.blocks(frames))
+    return config.steps + (blocks - 1) / blocks
+
+
+def guidance_scale(recipe: Recipe, config: DistillConfig) -> float:
+    """Of the teacher."""
+    return recipe.sampler.guidance_scale if config.guidance_scale is None else config.guidance_scale
+
+
+def way(recipe: Recipe, config: DistillConfig) -> int:
+    """Evaluations of one trajectory that first weights are fitted to."""
+    assert config.initialise is not None
+    if config.initialise.teacher == "few_step":
+        return config.steps
+    return config.steps * BETWEEN * (1 if guidance_scale(recipe, config) == 1 else 2)
