@@ -4,8 +4,8 @@
     python benchmarks/distill.py --parents runs/a/sft/model --ablate
 
 Runs `recipes/miniature-distill.yaml` for each parent (seed 0, 1, ...); with `--ablate` also without parts of the chain,
-for the first parent. A run that is complete is read, not repeated. Everything is judged by the evaluation judge on the test
-prompts, against the parent at its 20 guided steps; beside it stands the parent run with as few network evaluations.
+for the first parent. A run that is complete is read, not repeated. Everything is judged by the evaluation judge on the
+test prompts, against the parent at its 20 guided steps; beside it stands the parent run with as few evaluations.
 Writes `benchmarks/results/distill.{json,md}` or `distill_ablation.{json,md}`.
 """
 

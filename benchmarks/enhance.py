@@ -1,6 +1,8 @@
 """What prompt enhancement gains, what each of its steps adds, and what it costs, for several seeds.
 
     python benchmarks/enhance.py --parents runs/a/sft/model runs/b/sft/model runs/c/sft/model
+    python benchmarks/enhance.py --parents runs/a/rlhf/model ... --ways "supervised + GRPO" --runs runs/after-rlhf \\
+        --out benchmarks/results/enhance_after_rlhf
 
 Runs `recipes/miniature-enhance.yaml` for each parent (seed 0, 1, ...) in these ways: supervised training alone, with
 GRPO as it ships, and the wrong way, where the clips are scored against the rewrite. A run that is complete is read, not
@@ -54,16 +56,19 @@ def main() -> None:
     """Run, collect, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parents", nargs="+", required=True, help="The generator of each seed.")
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS), help="All by default.")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/enhance"))
     arguments = parser.parse_args()
     quiet_libraries()
     rows = []
     for seed, parent in enumerate(arguments.parents):
-        runs = {way: run(way, more, seed, parent, arguments.runs) for way, more in WAYS.items()}
-        supervised = runs["supervised"]
+        runs = {
+            way: run(way, more, seed, parent, arguments.runs) for way, more in WAYS.items() if way in arguments.ways
+        }
+        supervised = runs.get("supervised", next(iter(runs.values())))
         if isinstance(supervised, str):
-            raise SystemExit(f"supervised training alone failed: {supervised}")
+            raise SystemExit(f"what the others are compared with failed: {supervised}")
         for way, folder in runs.items():
             stopped = isinstance(folder, str)
             rows.append(
@@ -140,12 +145,8 @@ def report(rows: list[dict]) -> str:
     for row in rows:
         cells = [interval(row["gsb"][axis]) for axis in AXES]
         lines.append(line(row["way"], row["seed"], *cells, interval(row["full_captions"]), f"{row['minutes']:.1f}"))
-    lines += ["", "**What GRPO adds to supervised training** (GSB), **and the language model without its guard.**", ""]
-    lines += head("way", "seed", "text", "visual", "motion", "overall", "keeps all, no guard", "text, no guard")
-    for row in rows:
-        cells = [interval(row["against_supervised"][axis]) for axis in AXES]
-        own = row["alone"]
-        lines.append(line(row["way"], row["seed"], *cells, f"{own['keeps_all']:.1%}", f"{own['text']:.3f}"))
+    if any(row["way"] == "supervised" for row in rows):
+        lines += added(rows)
     lines += ["", "**Faithfulness behind the guard, and cost.**", ""]
     lines += head("way", "seed", "faithful", "fallback", "seconds a step", "clips rendered a step", "cache hits")
     for row in rows:
@@ -159,6 +160,17 @@ def report(rows: list[dict]) -> str:
         lines.append(line(row["way"], row["seed"], *cells, "" if hits is None else f"{hits:.1%}"))
     lines += [f"\n{row['way']}, seed {row['seed']}, did not end: {row['stopped']}" for row in stopped]
     return "\n".join(lines) + "\n"
+
+
+def added(rows: list[dict]) -> list[str]:
+    """What a way adds to supervised training alone, as Markdown."""
+    lines = ["", "**What GRPO adds to supervised training** (GSB), **and the language model without its guard.**", ""]
+    lines += head("way", "seed", "text", "visual", "motion", "overall", "keeps all, no guard", "text, no guard")
+    for row in rows:
+        cells = [interval(row["against_supervised"][axis]) for axis in AXES]
+        own = row["alone"]
+        lines.append(line(row["way"], row["seed"], *cells, f"{own['keeps_all']:.1%}", f"{own['text']:.3f}"))
+    return lines
 
 
 def head(*names: str) -> list[str]:

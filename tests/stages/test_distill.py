@@ -1,4 +1,4 @@
-"""The stage as a user runs it: killed, on two ranks, full and LoRA; and the parts of its mathematics that a run hides."""
+"""The stage as a user runs it: killed, on two ranks, full and LoRA; and the mathematics that a run hides."""
 
 import json
 import signal
