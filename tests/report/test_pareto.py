@@ -27,7 +27,7 @@ def test_cheaper_is_further_left_and_better_is_further_up():
     assert first.left < second.left
     assert first.top > second.top
     assert all(0 <= value <= 100 for point in found.points for value in (point.left, point.top))
-    assert [tick.text for tick in found.across] == ["2", "4", "8", "16", "32"]
+    assert [tick.text for tick in found.across] == ["1", "2", "4", "8", "16", "32"]
 
 
 def test_equal_points_are_both_on_the_line():

@@ -38,7 +38,6 @@ TITLES = {
     "learning_rate": "Learning rate",
     "critic_loss": "Loss of the critic",
     "distance": "Distance between teacher and critic",
-    "alarms": "Alarms",
     "nfe": "Network evaluations of an update",
     "nfe_trained": "Network evaluations of an update that carry a gradient",
 }
@@ -52,6 +51,8 @@ FAMILIES = {
     "advantage": "Advantages",
 }
 """Numbers called FAMILY/NAME are drawn together."""
+NOT_DRAWN = ("step", "alarms")
+"""Alarms are told in words."""
 FIRST = ("reward", "loss", "validation/held_out_loss")
 """The curves that are drawn first."""
 
@@ -107,7 +108,7 @@ def _drawings(folder: Path) -> list[Panel]:
     series: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         for name, value in row.items():
-            if name != "step" and math.isfinite(value):
+            if name not in NOT_DRAWN and math.isfinite(value):
                 series.setdefault(name, []).append((row["step"], value))
     together = [_divergence(series["reward"], series["validation/mean"])] if _diverge(series) else []
     order = [*FIRST, *(name for name in series if name not in FIRST)]

@@ -39,7 +39,8 @@ def pareto(rows: Sequence[dict[str, Any]]) -> Pareto | None:
         return None
     cost = [math.log2(row["nfe"]) for row in rows]
     value = [sum(row["scores"].values()) / len(row["scores"]) for row in rows]
-    low, high = math.floor(min(cost)), max(math.ceil(max(cost)), math.floor(min(cost)) + 1)
+    low = math.floor(min(cost) - 0.3)  # a point on the edge would hide the words beside it
+    high = max(math.ceil(max(cost)), low + 1)
     up = ticks(min(value), max(value))
     points = []
     for number, (row, x, y) in enumerate(zip(rows, cost, value, strict=True), 1):
