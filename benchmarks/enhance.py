@@ -1,8 +1,6 @@
 """What prompt enhancement gains, what each of its steps adds, and what it costs, for several seeds.
 
     python benchmarks/enhance.py --parents runs/a/sft/model runs/b/sft/model runs/c/sft/model
-    python benchmarks/enhance.py --parents runs/a/rlhf/model ... --ways "supervised + GRPO" --runs runs/after-rlhf \\
-        --out benchmarks/results/enhance_after_rlhf
 
 Runs `recipes/miniature-enhance.yaml` for each parent (seed 0, 1, ...) in these ways: supervised training alone, with
 GRPO as it ships, and the wrong way, where the clips are scored against the rewrite. A run that is complete is read, not
@@ -56,7 +54,6 @@ def main() -> None:
     """Run, collect, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parents", nargs="+", required=True, help="The generator of each seed.")
-    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS), help="All by default.")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/enhance"))
     arguments = parser.parse_args()
@@ -66,9 +63,9 @@ def main() -> None:
         runs = {
             way: run(way, more, seed, parent, arguments.runs) for way, more in WAYS.items() if way in arguments.ways
         }
-        supervised = runs.get("supervised", next(iter(runs.values())))
+        supervised = runs["supervised"]
         if isinstance(supervised, str):
-            raise SystemExit(f"what the others are compared with failed: {supervised}")
+            raise SystemExit(f"supervised training alone failed: {supervised}")
         for way, folder in runs.items():
             stopped = isinstance(folder, str)
             rows.append(
@@ -145,8 +142,7 @@ def report(rows: list[dict]) -> str:
     for row in rows:
         cells = [interval(row["gsb"][axis]) for axis in AXES]
         lines.append(line(row["way"], row["seed"], *cells, interval(row["full_captions"]), f"{row['minutes']:.1f}"))
-    if any(row["way"] == "supervised" for row in rows):
-        lines += added(rows)
+    lines += added(rows)
     lines += ["", "**Faithfulness behind the guard, and cost.**", ""]
     lines += head("way", "seed", "faithful", "fallback", "seconds a step", "clips rendered a step", "cache hits")
     for row in rows:

@@ -4,7 +4,8 @@
     python benchmarks/plan.py miniature runs/demo/sft/model
 
 A plan is chosen on 48 prompts and predicts on 48 others. Its prediction is then compared with 64 fresh prompts under
-another seed of the noise, which had no part in either.
+another seed of the noise, which had no part in either. Seeds 0 to 2 found the rule by which plans are chosen, and so
+cannot say whether it is right.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def main() -> None:
     """Plan for each model and seed, measure the choice on fresh prompts, and write both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=["miniature"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[3, 4, 5])
     parser.add_argument("--count", type=int, default=48, help="prompts of each half")
     parser.add_argument("--fresh", type=int, default=64, help="fresh prompts")
     parser.add_argument("--only", nargs="*", default=[], help="kinds of accelerations")

@@ -1,9 +1,10 @@
-"""The fastest way to run a model that still gives what it gave: `reelign plan`.
+"""A faster way to run a model that still gives what it gave: `reelign plan`.
 
 Every acceleration is tried by itself, then what was worth it is put together, greedily: the full product would take
 days. One half of the prompts says what is tried next and what is chosen. Choosing the best of many is optimistic, so
-the choice is measured again on the other half, which had no part in it, and that is the prediction. Where it does not
-hold there, the next fastest is measured, `CONFIRMED` times at most.
+what is chosen keeps the quality with its whole interval where anything does, and is measured again on the other half,
+which had no part in it: that is the prediction. Where it does not hold there, the next is measured, at most
+`CONFIRMED`.
 """
 
 from __future__ import annotations
@@ -100,24 +101,29 @@ class Search:
                 self.progress("single accelerations", done, total, "")
 
     def combinations(self) -> None:
-        """From the fastest single that is good, and from the best that is worth it: add one of each other kind."""
-        worth = [row for row in self._good() if row.validation and row.validation.speedup.value >= WORTH]
+        """From the fastest that is good, and from the surest, add the fastest or surest of each other kind."""
+        worth = [row for row in self._good() if _speed(row) >= WORTH]
         if not worth:
             return
-        kinds = list(dict.fromkeys(row.kind for row in worth))
-        for start in (worth[0], max(worth, key=lambda row: _trial(row).overall.value)):
-            current = start
-            for kind in [kind for kind in kinds if kind != start.kind]:
-                for single in [row for row in worth if row.kind == kind][:TRIED]:
+        for ordered in (worth, sorted(worth, key=_sureness, reverse=True)):
+            current = ordered[0]
+            for kind in dict.fromkeys(row.kind for row in ordered[1:] if row.kind != ordered[0].kind):
+                for single in [row for row in ordered if row.kind == kind][:TRIED]:
                     better = self._added(current, single)
                     if better is not None:
                         current = better
                         break
 
     def choose(self) -> Row | None:
-        """The fastest that meets the target on one half, and still does on the other."""
+        """Of those that meet the target on one half: the first that still does on the other.
+
+        First come those whose whole interval keeps the quality, the fastest first, and then the others, the surest
+        first: the fastest whose estimate alone does is the luckiest of many.
+        """
         fast = [row for row in self._good() if self.target.fast(_trial(row))]
-        for row in fast[:CONFIRMED]:
+        proven = [row for row in fast if self.target.proven(_trial(row))]
+        others = [row for row in fast if row not in proven]
+        for row in [*proven, *sorted(others, key=_sureness, reverse=True)][:CONFIRMED]:
             self._measure(row, "test")
             if row.test is not None and self.target.good(row.test) and self.target.fast(row.test):
                 return row
@@ -134,7 +140,7 @@ class Search:
             self.rows.append(row)
             if not why:
                 self._measure(row, "validation")
-        faster = row.validation is not None and row.validation.speedup.value > _trial(current).speedup.value
+        faster = row.validation is not None and _speed(row) > _speed(current)
         return row if faster and self.target.good(_trial(row)) else None
 
     def _measure(self, row: Row, part: str) -> None:
@@ -162,12 +168,21 @@ class Search:
     def _good(self) -> list[Row]:
         """Rows that keep the quality, the fastest first."""
         good = [row for row in self.rows if row.validation is not None and self.target.good(row.validation)]
-        return sorted(good, key=lambda row: -_trial(row).speedup.value)
+        return sorted(good, key=_speed, reverse=True)
 
 
 def _trial(row: Row) -> Trial:
     assert row.validation is not None
     return row.validation
+
+
+def _speed(row: Row) -> float:
+    return _trial(row).speedup.value
+
+
+def _sureness(row: Row) -> float:
+    """The lower end of the overall GSB."""
+    return _trial(row).overall.low
 
 
 def _untold(acceleration: Acceleration) -> Acceleration:

@@ -59,6 +59,10 @@ class Target(BaseModel):
             return trial.seconds <= self.budget
         return self.speedup is not None and trial.speedup.value >= self.speedup
 
+    def proven(self, trial: Trial) -> bool:
+        """Whether the whole interval of the overall GSB keeps the quality."""
+        return self.good(trial) and trial.overall.low >= self.min_gsb
+
     def good(self, trial: Trial) -> bool:
         """Whether a trial keeps the quality: the estimate overall, and no axis is below with its whole interval."""
         return (

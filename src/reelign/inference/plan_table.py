@@ -20,6 +20,8 @@ def promise(plan: Plan) -> str:
         f"GSB overall {found.overall.text}, PSNR {found.psnr:.1f} dB, motion {found.motion:.2f} "
         f"({found.plain_motion:.2f} without the plan)."
     )
+    if not plan.target.proven(found):
+        said += f" The interval reaches below {plan.target.min_gsb:g}: more prompts (--count) would narrow it."
     return f"{said} Compiling takes {found.warm_up:.0f} s before the first clip." if found.warm_up else said
 
 
