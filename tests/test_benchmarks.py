@@ -5,11 +5,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from command import ROOT, environment
 
 
 def gpu_rows(out: Path, *settings: str) -> list[dict]:
-    script = [sys.executable, ROOT / "benchmarks" / "gpu.py", "--tiny", "--steps", "1", "--out", out, *settings]
+    script = [
+        sys.executable,
+        ROOT / "benchmarks" / "gpu.py",
+        "--tiny",
+        "--steps",
+        "1",
+        "--matches",
+        "1",
+        "--out",
+        out,
+        *settings,
+    ]
     done = subprocess.run(script, env=environment(), capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(out.read_text())["rows"]
@@ -18,8 +31,9 @@ def gpu_rows(out: Path, *settings: str) -> list[dict]:
 def test_the_gpu_script_measures_every_setting_of_a_tiny_network(tmp_path):
     """In RL, groups branch at step 4.5 of 20 in the mean: 5.5 evaluations before, 14.5 a clip after, 1 to replay."""
     rows = gpu_rows(tmp_path / "gpu.json")
-    network, rl = rows[:3], rows[3:]
-    assert all(row["seconds"] > 0 and not row["note"] for row in rows)
+    network, rl, streams, updates = rows[:3], rows[3:7], rows[7:13], rows[13:]
+    assert not [row for row in rows if row["note"]]
+    assert all(row["seconds"] > 0 for row in [*network, *rl, *updates])
     assert [(row["job"], row["checkpointing"]) for row in network] == [
         ("sft step", True),
         ("sft step", False),
@@ -36,6 +50,23 @@ def test_the_gpu_script_measures_every_setting_of_a_tiny_network(tmp_path):
         assert 0 < sum(row[phase] for phase in ("rollout", "decode", "reward", "update")) <= row["seconds"]
         assert row["clips_per_gpu_hour"] == 3600 * 16 / row["seconds"]
         assert row["ratio_drift"] < 1e-3
+    assert [(row["sampler"], row["window"], row["compiled"]) for row in streams] == [
+        (sampler, window, compiled)
+        for sampler, window in (("causal", None), ("causal", 9), ("bidirectional", None))
+        for compiled in (False, True)
+    ]
+    for row in streams:
+        assert 0 < row["first_frame"] <= row["denoise"] + row["decode"]
+        assert row["fps"] == pytest.approx(21 / (row["denoise"] + row["decode"]))
+        assert 0 < row["attention_share"] < 1
+        assert (row["graphs"] or 0) >= row["compiled"]
+    assert [(row["method"], row["part"], row["window"]) for row in updates] == [
+        (method, part, window)
+        for method in ("full", "lora")
+        for part, window in (("few_step", None), ("self_forcing", None), ("self_forcing", 9))
+    ]
+    for row in updates:
+        assert 5 * row["critic_step"] + row["student_step"] <= row["seconds"]
 
 
 def test_the_gpu_script_measures_only_what_is_asked_for(tmp_path):

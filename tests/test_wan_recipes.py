@@ -18,6 +18,8 @@ from reelign.data.pairs import inverted, write_pairs
 from reelign.data.prompts import read_prompts
 from reelign.doctor import examine
 from reelign.doctor.cost import clips_at_most
+from reelign.doctor.distill_cost import count
+from reelign.doctor.distill_memory import distill_memory
 from reelign.doctor.language import enhance_memory
 from reelign.models.base import VideoModel
 from reelign.models.load import load_model
@@ -56,6 +58,22 @@ SMALL_ENHANCE = (
     "enhance.grpo.width=48",
     "enhance.grpo.sampler.steps=2",
 )
+SMALL_PART = {"updates": 2, "batch_size": 2, "micro_batch": 1, "validate_every": 1, "save_every": 1}
+SMALL_DISTILL = (
+    *SMALL_BATTERY,
+    "sampler.steps=2",
+    f"distill.prompts=[{{kind: list, path: {PROMPTS}}}]",
+    *(
+        f"distill.{part}.{key}={value}"
+        for part in ("few_step", "initialise", "self_forcing")
+        for key, value in SMALL_PART.items()
+    ),
+    "distill.few_step.critic_updates=1",
+    "distill.self_forcing.critic_updates=1",
+    "distill.initialise.trajectories=2",
+    "distill.causal.block=1",
+)
+DISTILL = "wan21-1.3b-distill"
 RECIPES = ["wan21-1.3b-lora", "wan21-1.3b-full"]
 RL_RECIPES = ["wan21-1.3b-rlhf-lora", "wan21-1.3b-rlhf-full"]
 CHAT_TEMPLATES = {
@@ -281,6 +299,47 @@ def test_an_enhance_recipe_fits_its_gpu_and_its_header_counts_what_it_costs(plac
     monkeypatch.setattr("reelign.doctor.language.free_memory", lambda: (gibibytes - 4.6) * 2**30)
     assert f"{chat.num_parameters() / 1e9:.1f}" == ("4.0" if "4b" in name else "0.6")
     assert "GiB a rank" in enhance_memory(recipe, enhance, chat, model, 512, 320)
+
+
+def test_the_distill_recipe_fits_its_gpus_and_its_header_counts_what_it_costs(place, monkeypatch):
+    """The real shapes, without memory, on eight GPUs of 80 GB."""
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setattr("reelign.doctor.distill_memory.free_memory", lambda: 79 * 2**30)
+    path = ROOT / "recipes" / f"{DISTILL}.yaml"
+    recipe, model = load_recipe(path), real_wan(place)
+    distill, header = recipe.distill, path.read_text(encoding="utf-8").partition("name:")[0]
+    cost = count(recipe, distill, model)
+    for part, spent in cost.items():
+        assert f"{part} {spent.forward:,} / {spent.backward:,}" in header
+    judged = sum(spent.judged for spent in cost.values())
+    work = sum(spent.work(checkpointing=True) for spent in cost.values()) / 8 + judged
+    assert f"{judged:,} on each" in header
+    assert f"worth {work:,.0f} evaluations of 283 TFLOP, {work * 283 / 300 / 3600:.0f} hours" in header
+    needed = distill_memory(recipe, distill, model, 0.0)
+    assert f"{float(needed.split()[1]):.0f} GiB a rank in self_forcing" in header
+    assert "a rank in self_forcing" in needed
+    assert distill.sampler.grid[:-1].tolist() == pytest.approx([1.0, 0.9376, 0.8336, 0.6259], abs=1e-4)
+    assert distill.prompts[0].path != recipe.battery.prompts
+
+
+def test_the_doctor_passes_every_line_of_the_distill_recipe(place):
+    small = [*tiny_model(place), *SMALL_DISTILL]
+    findings = examine(load_recipe(ROOT / "recipes" / f"{DISTILL}.yaml", small))
+    assert not [finding for finding in findings if not finding.passed]
+    checks = {finding.check: finding.sentence for finding in findings}
+    assert checks["distill.teacher"] == "the run's own model, guided at 4; the student needs no guidance."
+    assert "hours here (few_step " in checks["distill.cost"]
+
+
+def test_the_distill_recipe_runs_to_its_report_in_small(place):
+    small = [f"name={DISTILL}", *tiny_model(place), *SMALL_DISTILL]
+    done = reelign("run", ROOT / "recipes" / f"{DISTILL}.yaml", *small, CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 0, done.stderr
+    run = place / "runs" / DISTILL
+    assert (run / "report" / "index.html").exists()
+    summary = json.loads((run / "summary.json").read_text())
+    assert [stage["name"] for stage in summary["stages"]] == ["base", "distill"]
+    assert (run / "distill" / "model" / "causal.json").exists()
 
 
 def real_wan(root: Path) -> VideoModel:

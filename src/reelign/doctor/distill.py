@@ -71,7 +71,7 @@ def _seconds_on_a_cpu(recipe: Recipe, config: DistillConfig, model: VideoModel) 
             work += (updates + 1) * once.work(part.gradient_checkpointing)
         else:
             assert isinstance(part, InitialiseConfig)
-            update = Spent(2 * part.batch_size, part.batch_size, 0)
+            update = Spent(4 * part.batch_size, part.batch_size, 0)  # at most, whoever the teacher is
             work += part.trajectories * way(recipe, small) + updates * update.work(part.gradient_checkpointing)
     return work * operations(recipe.battery, model) / CPU_RATE
 

@@ -5,7 +5,8 @@ With a batch of B and n updates of the critic, an update of a student of k steps
     B ((n + 1) ((k + 1) / 2 + c) + n + 1 + t)
 
 evaluations and B (n + 1) backward passes: clips are left at a random step, a causal student remembers its blocks
-(c = 1, else 0), and a guided teacher takes t = 2, an unguided one 1.
+(c = 1, else 0), and a guided teacher takes t = 2, an unguided one 1. One of first weights takes B (1 + r) and B: all
+blocks but the last, a share r of the clip, are remembered; causal consistency predicts twice.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 
 from reelign.doctor.cost import per_clip
 from reelign.models.base import VideoModel
+from reelign.models.causal import CausalConfig
 from reelign.recipe import Recipe
 from reelign.stages.causal_init import BETWEEN
 from reelign.stages.distill import PARTS
@@ -59,8 +61,10 @@ def count(recipe: Recipe, config: DistillConfig, model: VideoModel) -> dict[str,
             forward, backward = part.updates * update.forward, part.updates * update.backward
         else:
             assert isinstance(part, InitialiseConfig)
-            backward = part.updates * part.batch_size
-            forward = backward * (2 if part.teacher == "consistency" else 1) + part.trajectories * way(recipe, config)
+            assert config.causal is not None
+            update = initialised(config.causal, part, frames)
+            forward = part.updates * update.forward + part.trajectories * way(recipe, config)
+            backward = part.updates * update.backward
         judged = math.ceil(looks * battery.validation_count * student_clip_cost(config, frames, causal))
         found[name] = Spent(forward, backward, judged)
     first = next(iter(found))
@@ -75,6 +79,13 @@ def matched(config: DistillConfig, part: MatchConfig, causal: bool, guidance: fl
     made = turns * ((config.steps + 1) / 2 + causal)
     scored = part.critic_updates + 1 + (1 if guidance == 1 else 2)
     return Spent(round(part.batch_size * (made + scored)), part.batch_size * turns, 0)
+
+
+def initialised(causal: CausalConfig, part: InitialiseConfig, frames: int) -> Spent:
+    """One update of the first weights of a causal student."""
+    blocks = len(causal.blocks(frames))
+    times = 2 if part.teacher == "consistency" else 1
+    return Spent(round(part.batch_size * times * (2 - 1 / blocks)), part.batch_size, 0)
 
 
 def student_clip_cost(config: DistillConfig, frames: int, causal: bool) -> float:

@@ -1,6 +1,6 @@
 """What distillation needs of memory and disk: teacher, student and critic at once, and the past of a causal student.
 
-A causal student that learns from its own past keeps, for the backward pass of each block, the keys and values that the
+A causal student that learns block after block keeps, for the backward pass of each block, the keys and values that the
 block saw: without a window that grows with the square of the clip's length.
 """
 
@@ -33,9 +33,6 @@ from reelign.recipe import Recipe
 from reelign.stages.distill_recipe import DistillConfig, InitialiseConfig, MatchConfig, StudentConfig
 from reelign.stages.student import chunks_of
 from reelign.train.parallel import World
-
-MODULATION = 6
-"""Float32 values of the width that a level of its own gives each token in each block."""
 
 
 @dataclass(frozen=True)
@@ -107,12 +104,8 @@ def need_of(
     activations = seen * activation_bytes(model, width, part.gradient_checkpointing)
     past = 0.0
     frames = model.latent_shape(size.frames, size.height, size.width)[1]
-    if name == "self_forcing" and config.causal is not None:
+    if name != "few_step" and config.causal is not None:
         past = rows * past_bytes(recipe, model, sum(_past(config.causal, frames)))
-    if name == "initialise":
-        network = next(iter(model.denoisers().values())).config
-        levels = 4 * MODULATION * network.num_attention_heads * network.attention_head_dim
-        activations += seen * levels * (1 if part.gradient_checkpointing else network.num_layers)
     return Need(weights, states, activations, past, rendering_bytes(size, model, size.batch_size, width), rows)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from reelign.doctor.distill_cost import parts_of
+from reelign.doctor.distill_cost import Spent, initialised, parts_of
 from reelign.doctor.distill_memory import rows_of
 from reelign.doctor.finding import Finding, look, on_all_ranks
 from reelign.doctor.rehearsal import context_in, now, shared_folder, unequal, within_memory
@@ -182,10 +182,14 @@ def _updated(trainer: Trainer, part: str) -> tuple[str, float]:
             f"after one update {' and '.join(f'{name} is {numbers[name]}' for name in broken)}. Lower "
             f"distill.{part}.optim.lr, or try dtype=float32 to see whether precision is the reason."
         )
-    config, size = trainer.config, trainer.context.world.size
-    passes = config.batch_size * (2 if isinstance(trainer, Matching) else 1) / size
-    forward = numbers["nfe"] / size if isinstance(trainer, Matching) else passes
-    unit = spent / (forward + passes * (3 if config.gradient_checkpointing else 2))
+    config, size = trainer.config, trainer.context.battery
+    if isinstance(trainer, Matching):
+        update = Spent(int(numbers["nfe"]), 2 * config.batch_size, 0)
+    else:
+        assert trainer.student.causal is not None
+        frames = trainer.student.latent_shape(size.frames, size.height, size.width)[1]
+        update = initialised(trainer.student.causal.config, trainer.config, frames)
+    unit = spent * trainer.context.world.size / update.work(config.gradient_checkpointing)
     said = ", ".join(f"{name.replace('_', ' ')} {numbers[name]:.3g}" for name in names)
     return f"one update of {config.batch_size} clips in {spent:.2g} seconds: {said}.", unit
 
