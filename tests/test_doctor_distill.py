@@ -12,13 +12,13 @@ from command import DEMO, reelign, torchrun
 from reelign.doctor import Finding, examine
 from reelign.doctor.distill_cost import count, matched
 from reelign.doctor.distill_memory import need_of
-from reelign.doctor.distill_rehearsal import at_rest, cache_error, models_of, trainer_of
+from reelign.doctor.distill_rehearsal import at_rest, cache_error, rehearsing
 from reelign.doctor.rehearsal import context_in
 from reelign.errors import ReelignError
 from reelign.models.causal import CausalConfig, KVCache
 from reelign.models.load import MINIATURE, load_model
 from reelign.recipe import Recipe, load_recipe
-from reelign.stages.distill import Matching
+from reelign.stages.distill import Matching, models_of
 from reelign.train.parallel import World
 from tiny_wan import tiny_wan
 
@@ -65,8 +65,8 @@ def failed(*more: str) -> dict[str, str]:
 def trainer(folder, planned: Recipe, part: str) -> Matching:
     assert planned.distill is not None
     context = context_in(folder / "distill", planned, ALONE)
-    base, teacher = models_of(planned.distill, context)
-    made = trainer_of(part, base, teacher, planned.distill, context)
+    base, teacher = models_of(context, planned.distill)
+    made = rehearsing(part, base, teacher, planned.distill, context)
     assert isinstance(made, Matching)
     return made
 

@@ -14,7 +14,6 @@ from transformers import AutoTokenizer
 from command import ROOT, reelign, torchrun
 from reelign.data.pairs import PromptPair, write_pairs
 from reelign.doctor import Finding, examine
-from reelign.doctor.cost import per_clip
 from reelign.doctor.language import trained_weights
 from reelign.doctor.rehearsal import context_in
 from reelign.doctor.screening import Seconds
@@ -411,7 +410,7 @@ def test_clips_and_evaluations_are_counted_as_they_are_spent(tmp_path):
     rows = list(chain.from_iterable([prompt] * grpo.group_size for prompt in rewriting.prompts))
     assert rewriting.rollout(model, rows).scores
     studio = rewriting.studio
-    assert studio.nfe == studio.rendered * per_clip(grpo.sampler)
+    assert studio.nfe == studio.rendered * grpo.sampler.evaluations
     assert studio.rendered < grpo.prompts_per_step * grpo.group_size * grpo.clips
     generator = load_model("miniature", device="cpu")
     once = run_battery(generator, planned.battery, planned.sampler, "test").nfe

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from reelign.data.clip import write_clip
 from reelign.enhancer.enhancer import load_enhancer
-from reelign.evaluate.bargain import Offer, as_many, bargains, cheaper_teachers, prices
+from reelign.evaluate.bargain import Offer, bargains, cheaper_teachers, evaluations, prices
 from reelign.evaluate.battery import BatteryConfig, run_battery
 from reelign.evaluate.drift import drift
 from reelign.evaluate.evaluation import Evaluation
@@ -106,8 +106,7 @@ class Judge:
         if few.exists():
             model = self._load(str(few))
             offers.insert(1, Offer("student that sees all frames", model, self._sampler(model)))
-        evaluations = as_many(prices(offers[-1:], battery)["student"])
-        offers += cheaper_teachers(teacher, self.recipe.sampler, evaluations)
+        offers += cheaper_teachers(teacher, self.recipe.sampler, evaluations(student, offers[-1].sampler, battery))
         found = {"teacher": before, "student": after}
         for offer in offers:
             if offer.name not in found:

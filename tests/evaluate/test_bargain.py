@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from reelign.evaluate.bargain import Offer, as_many, bargains, cheaper_teachers, prices
+from reelign.evaluate.bargain import Offer, bargains, cheaper_teachers, evaluations, prices
 from reelign.evaluate.battery import BatteryConfig, run_battery
 from reelign.evaluate.drift import TIMES, drift, quarters
 from reelign.models.base import VideoModel
@@ -62,8 +62,9 @@ def test_a_causal_student_pays_for_what_it_remembers_and_shows_its_first_frame_e
 
 
 def test_the_teacher_gets_as_many_evaluations_in_both_ways(teacher, student):
-    evaluations = as_many(prices([Offer("x", student, FEW)], SIZE)["x"])
-    assert evaluations == 3
+    own = evaluations(student, FEW, SIZE)
+    assert own == prices([Offer("x", student, FEW)], SIZE)["x"].nfe == 2.8
+    assert [offer.sampler.steps for offer in cheaper_teachers(teacher, DEPLOYED, own)] == [1, 3]  # of 3 evaluations
     guided, plain = cheaper_teachers(teacher, DEPLOYED, 4)
     assert (guided.sampler.steps, guided.sampler.guidance_scale) == (2, 2.0)
     assert (plain.sampler.steps, plain.sampler.guidance_scale) == (4, 1.0)

@@ -19,8 +19,8 @@ from reelign.sampling.noise import initial_noise
 from reelign.sampling.sample import SampleConfig, sample
 from reelign.stages.asked import build_prompts
 from reelign.stages.context import StageContext
-from reelign.stages.distill import PARTS, Matching, load_teacher, student_of
-from reelign.stages.distill_recipe import DistillConfig
+from reelign.stages.distill import Matching, load_teacher, student_of
+from reelign.stages.distill_recipe import PARTS, DistillConfig
 from reelign.stages.student import student_clip
 from reelign.train.ledger import Ledger
 from reelign.train.loop import Interrupt

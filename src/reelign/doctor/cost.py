@@ -60,18 +60,13 @@ def count(recipe: Recipe, config: RlhfConfig, ranks: int) -> Evaluations:
     return Evaluations(
         rollout=sum(rollout for rollout, _ in parts) * config.updates // updates,
         replay=sum(replay for _, replay in parts) * config.updates // updates,
-        judged=clips * per_clip(recipe.sampler),
+        judged=clips * recipe.sampler.evaluations,
     )
 
 
 def clips_at_most(grpo: RewardTraining) -> int:
     """Clips that prompt enhancement renders, if it never meets a rewrite again."""
     return grpo.steps * grpo.prompts_per_step * grpo.group_size * grpo.clips
-
-
-def per_clip(sampler: SampleConfig) -> int:
-    """Evaluations of one clip."""
-    return int((1 + _guided(sampler).long()).sum())
 
 
 def operations(size: BatteryConfig, model: VideoModel) -> float:
@@ -109,14 +104,7 @@ def _sampled(steps: Tensor, branches: int, sampler: SampleConfig, guided_steps: 
     """Evaluations of rows that are sampled together, as `sample` makes them; `steps` is bool (rows, steps)."""
     before = steps.cumsum(1) - steps.long()
     rows = torch.where(before > 0, branches, 1).sum(0)
-    guided = _guided(sampler)
+    guided = sampler.guided
     if not guided_steps:
         guided = guided & ~steps.all(0)
     return int((rows * (1 + guided.long())).sum())
-
-
-def _guided(sampler: SampleConfig) -> Tensor:
-    """Which steps of a grid are guided, bool (steps,)."""
-    low, high = sampler.guidance_interval
-    levels = sampler.grid[:-1].float()
-    return (levels >= low) & (levels <= high) & (sampler.guidance_scale != 1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from reelign.doctor.cost import CPU_PATIENCE, CPU_RATE, operations, rounded
-from reelign.doctor.distill_cost import Spent, count, guidance_scale, matched, parts_of, way
+from reelign.doctor.distill_cost import Spent, count, matched, way
 from reelign.doctor.distill_memory import distill_disk, distill_memory, past_bytes, rows_of, trajectory_bytes
 from reelign.doctor.distill_rehearsal import rehearsed, shortened
 from reelign.doctor.finding import Finding, any_failed, look, obtain
@@ -38,7 +38,7 @@ def examine_distill(recipe: Recipe, config: DistillConfig, model: VideoModel, wo
     read.append(look("distill.budget", lambda: _budget(config, model)))
     if config.initialise is not None:
         read.append(look("distill.trajectories", lambda: _trajectories(recipe, config, model)))
-    for name, part in parts_of(config).items():
+    for name, part in config.parts.items():
         if part.method == "lora":
             read.append(look(f"distill.{name}.lora", lambda own=part: lora_coverage(model, own)))
     yield from read
@@ -64,10 +64,10 @@ def examine_distill(recipe: Recipe, config: DistillConfig, model: VideoModel, wo
 def _seconds_on_a_cpu(recipe: Recipe, config: DistillConfig, model: VideoModel) -> float:
     """To rehearse, roughly: a matching part takes an update, one look at rest, and with adapters a second update."""
     small, work = shortened(config, World(0, 1, torch.device("cpu"), None)), 0.0
-    for name, part in parts_of(small).items():
+    for name, part in small.parts.items():
         updates = 2 if part.method == "lora" else 1
         if isinstance(part, MatchConfig):
-            once = matched(small, part, name != "few_step", guidance_scale(recipe, config))
+            once = matched(small, part, name != "few_step", config.guidance(recipe.sampler).guidance_scale)
             work += (updates + 1) * once.work(part.gradient_checkpointing)
         else:
             assert isinstance(part, InitialiseConfig)
@@ -80,7 +80,7 @@ def _prompts(config: DistillConfig, model: VideoModel) -> str:
     """How many prompts there are, what was dropped of the lists, and what the text encoder will not read."""
     kept, said = counted(config.prompts)
     said += unread(kept, model)
-    for name, part in parts_of(config).items():
+    for name, part in config.parts.items():
         if len(kept) < part.batch_size:
             said.append(f"fewer than distill.{name}.batch_size={part.batch_size}: an update has some of them twice")
     return "; ".join(said) + "."
@@ -90,7 +90,7 @@ def _teacher(recipe: Recipe, config: DistillConfig, model: VideoModel) -> tuple[
     """What another teacher takes of a rank's memory, and whether parent and teacher are what distillation needs."""
     if model.causal is not None or model.own_sampler is not None:
         raise ReelignError(f"{recipe.model} is distilled already: name the model that it was made from.")
-    scale, who, memory = guidance_scale(recipe, config), "the run's own model", 0.0
+    scale, who, memory = config.guidance(recipe.sampler).guidance_scale, "the run's own model", 0.0
     if config.teacher is not None:
         alone = World(0, 1, torch.device("cpu"), None)
         teacher = load_teacher(config.teacher, model, context_in(Path(), recipe, alone))
@@ -155,7 +155,7 @@ def _budget(config: DistillConfig, model: VideoModel) -> str:
     ranks, said = planned_ranks(), []
     if ranks > 1 and len(model.denoisers()) > 1:
         raise ReelignError(f"a model with two experts is distilled on one rank, not on {ranks}.")
-    for name, part in parts_of(config).items():
+    for name, part in config.parts.items():
         if part.batch_size % ranks:
             raise ReelignError(
                 f"distill.{name}.batch_size={part.batch_size} does not divide over {ranks} ranks: use "
@@ -198,7 +198,7 @@ def _cost(
     )
     time = ""
     if seconds is not None and all(seconds.values()):
-        parts = parts_of(config)
+        parts = config.parts
         own = {
             name: seconds[name] * (spent.work(parts[name].gradient_checkpointing) / planned_ranks() + spent.judged)
             for name, spent in cost.items()

@@ -14,13 +14,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from reelign.doctor.cost import per_clip
 from reelign.models.base import VideoModel
 from reelign.models.causal import CausalConfig
 from reelign.recipe import Recipe
+from reelign.sampling.sample import clip_evaluations
 from reelign.stages.causal_init import BETWEEN
-from reelign.stages.distill import PARTS
-from reelign.stages.distill_recipe import DistillConfig, InitialiseConfig, MatchConfig, StudentConfig
+from reelign.stages.distill_recipe import DistillConfig, InitialiseConfig, MatchConfig
 
 
 @dataclass(frozen=True)
@@ -42,22 +41,17 @@ class Spent:
         return self.forward + self.backward * (3 if checkpointing else 2)
 
 
-def parts_of(config: DistillConfig) -> dict[str, StudentConfig]:
-    """The parts that a recipe asks for, in their order."""
-    return {part: getattr(config, part) for part in PARTS if getattr(config, part) is not None}
-
-
 def count(recipe: Recipe, config: DistillConfig, model: VideoModel) -> dict[str, Spent]:
     """What each part costs."""
     battery = recipe.battery
     frames = model.latent_shape(battery.frames, battery.height, battery.width)[1]
     found = {}
-    for name, part in parts_of(config).items():
+    for name, part in config.parts.items():
         causal = name != "few_step"
         looks = -(-part.updates // part.validate_every)
         if isinstance(part, MatchConfig):
             looks += 1  # before the first update
-            update = matched(config, part, causal, guidance_scale(recipe, config))
+            update = matched(config, part, causal, config.guidance(recipe.sampler).guidance_scale)
             forward, backward = part.updates * update.forward, part.updates * update.backward
         else:
             assert isinstance(part, InitialiseConfig)
@@ -65,10 +59,11 @@ def count(recipe: Recipe, config: DistillConfig, model: VideoModel) -> dict[str,
             update = initialised(config.causal, part, frames)
             forward = part.updates * update.forward + part.trajectories * way(recipe, config)
             backward = part.updates * update.backward
-        judged = math.ceil(looks * battery.validation_count * student_clip_cost(config, frames, causal))
+        made = clip_evaluations(config.sampler, config.causal if causal else None, frames)
+        judged = math.ceil(looks * battery.validation_count * made)
         found[name] = Spent(forward, backward, judged)
     first = next(iter(found))
-    teacher = battery.validation_count * per_clip(recipe.sampler)
+    teacher = battery.validation_count * recipe.sampler.evaluations
     found[first] = Spent(found[first].forward, found[first].backward, found[first].judged + teacher)
     return found
 
@@ -88,22 +83,9 @@ def initialised(causal: CausalConfig, part: InitialiseConfig, frames: int) -> Sp
     return Spent(round(part.batch_size * times * (2 - 1 / blocks)), part.batch_size, 0)
 
 
-def student_clip_cost(config: DistillConfig, frames: int, causal: bool) -> float:
-    """Evaluations of one clip of a student, in whole clips: all blocks but the last are remembered."""
-    if not causal or config.causal is None:
-        return float(config.steps)
-    blocks = len(config.causal.blocks(frames))
-    return config.steps + (blocks - 1) / blocks
-
-
-def guidance_scale(recipe: Recipe, config: DistillConfig) -> float:
-    """Of the teacher."""
-    return recipe.sampler.guidance_scale if config.guidance_scale is None else config.guidance_scale
-
-
 def way(recipe: Recipe, config: DistillConfig) -> int:
     """Evaluations of one trajectory that first weights are fitted to."""
     assert config.initialise is not None
     if config.initialise.teacher == "few_step":
         return config.steps
-    return config.steps * BETWEEN * (1 if guidance_scale(recipe, config) == 1 else 2)
+    return config.steps * BETWEEN * (1 if config.guidance(recipe.sampler).guidance_scale == 1 else 2)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 
-from reelign.doctor.distill_cost import parts_of
 from reelign.doctor.memory import (
     GIB,
     activation_bytes,
@@ -63,9 +62,9 @@ class Need:
 
 def distill_memory(recipe: Recipe, config: DistillConfig, model: VideoModel, teacher: float) -> str:
     """The part that needs most, against what is free; `teacher` is what another model takes, in bytes."""
-    needs = {name: need_of(name, part, recipe, config, model, teacher) for name, part in parts_of(config).items()}
+    needs = {name: need_of(name, part, recipe, config, model, teacher) for name, part in config.parts.items()}
     name = max(needs, key=lambda part: needs[part].total)
-    need, have, part = needs[name], free_memory(), parts_of(config)[name]
+    need, have, part = needs[name], free_memory(), config.parts[name]
     kept = f", {need.past / GIB:.1f} the past that its blocks saw" if need.past else ""
     critic = ", critic" if isinstance(part, MatchConfig) else ""
     sentence = (
@@ -135,7 +134,7 @@ def trajectory_bytes(recipe: Recipe, config: DistillConfig, model: VideoModel) -
 def distill_disk(recipe: Recipe, config: DistillConfig, model: VideoModel) -> str:
     """Three checkpoints and an artifact of each part, and the trajectories, beside what the stages before it write."""
     before, (place, free) = stages_bytes(recipe, model), free_disk(recipe)
-    parts, ways = parts_of(config), trajectory_bytes(recipe, config, model)
+    parts, ways = config.parts, trajectory_bytes(recipe, config, model)
     kept = 0
     for part in parts.values():
         each = 28 if isinstance(part, MatchConfig) else 16  # masters, moments, average; of the critic no average

@@ -7,28 +7,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from reelign.doctor.distill_cost import Spent, initialised, parts_of
+from reelign.doctor.distill_cost import Spent, initialised
 from reelign.doctor.distill_memory import rows_of
 from reelign.doctor.finding import Finding, look, on_all_ranks
 from reelign.doctor.rehearsal import context_in, now, shared_folder, unequal, within_memory
 from reelign.errors import ReelignError
-from reelign.models.adapter import merge_lora
 from reelign.models.base import Conditions, VideoModel
 from reelign.models.causal import KVCache, TextCache, View
-from reelign.models.load import load_model
 from reelign.recipe import Recipe
 from reelign.sampling.noise import generator, initial_noise
 from reelign.sampling.sample import SampleConfig, remembered
-from reelign.stages.asked import build_prompts
 from reelign.stages.causal_init import Initialisation
 from reelign.stages.context import StageContext
-from reelign.stages.distill import Matching, load_teacher, student_of, trajectories_of
+from reelign.stages.distill import Matching, models_of, part_context, trainer_of
 from reelign.stages.distill_recipe import DistillConfig, InitialiseConfig, MatchConfig
 from reelign.stages.trainee import trained
 from reelign.train.optim import Optimizer
@@ -58,10 +54,10 @@ def rehearsed(
     small, seconds = shortened(config, world), {}
     with shared_folder(recipe, world) as folder, within_memory(ADVICE):
         context = context_in(folder / "distill", recipe, world)
-        base, teacher = on_all_ranks(world, lambda: models_of(small, context))
+        base, teacher = on_all_ranks(world, lambda: models_of(context, small))
         yield Finding("distill.rehearsal", True, _who(recipe, small))
-        for name in parts_of(small):
-            trainer = on_all_ranks(world, lambda part=name: trainer_of(part, base, teacher, small, context))
+        for name in small.parts:
+            trainer = on_all_ranks(world, lambda part=name: rehearsing(part, base, teacher, small, context))
             if isinstance(trainer, Matching) and config.teacher is None:
                 yield look(f"distill.{name}.start", lambda own=trainer: at_rest(own))
             spent = 0.0
@@ -84,7 +80,7 @@ def rehearsed(
 def shortened(config: DistillConfig, world: World) -> DistillConfig:
     """The recipe with one micro-batch a rank, one update of the critic, and no more trajectories than that takes."""
     changed = {}
-    for name, part in parts_of(config).items():
+    for name, part in config.parts.items():
         rows = rows_of(part)
         changes = {"batch_size": rows * world.size, "micro_batch": rows, "track": []}
         if isinstance(part, MatchConfig):
@@ -95,23 +91,11 @@ def shortened(config: DistillConfig, world: World) -> DistillConfig:
     return config.model_copy(update=changed)
 
 
-def models_of(config: DistillConfig, context: StageContext) -> tuple[VideoModel, VideoModel]:
-    """The parent and the teacher, as `run_distill` loads them."""
-    base = load_model(context.parent, dtype=context.dtype, device=context.world.device)
-    merge_lora(base)
-    return base, base if config.teacher is None else load_teacher(config.teacher, base, context)
-
-
-def trainer_of(
+def rehearsing(
     part: str, base: VideoModel, teacher: VideoModel, config: DistillConfig, context: StageContext
 ) -> Trainer:
-    """The stage's trainer of a part, as `run_distill` makes it."""
-    prompts, own = build_prompts(config.prompts), replace(context, folder=context.folder / part.replace("_", "-"))
-    student = student_of(base, base.name, config, causal=part != "few_step")
-    if part == "initialise":
-        ways = trajectories_of(base, teacher, base.name, config, own)
-        return Initialisation(student, teacher, prompts, ways, own, config)
-    return Matching(student, teacher, base, prompts, own, config, part)
+    """The stage's trainer of a part, whose student begins as the parent."""
+    return trainer_of(part, base, teacher, config, part_context(context, part, base.name))
 
 
 def at_rest(trainer: Matching) -> str:
@@ -254,7 +238,7 @@ def _cache(trainer: Trainer) -> str:
 
 
 def _who(recipe: Recipe, config: DistillConfig) -> str:
-    clips = ", ".join(f"{name} on {part.batch_size} clips" for name, part in parts_of(config).items())
+    clips = ", ".join(f"{name} on {part.batch_size} clips" for name, part in config.parts.items())
     sentence = f"one update of {clips}, each from the weights of {recipe.model}"
     if recipe.sft is not None or recipe.rlhf is not None:
         return f"{sentence} itself: its parent in the run, the trained model, does not exist yet."

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from reelign.doctor.cost import CPU_PATIENCE, clips_at_most, per_clip, rounded
+from reelign.doctor.cost import CPU_PATIENCE, clips_at_most, rounded
 from reelign.doctor.finding import Finding, any_failed, look, obtain
 from reelign.doctor.language import enhance_disk, enhance_memory, trained_weights
 from reelign.doctor.memory import latent, planned_ranks
@@ -151,11 +151,11 @@ def _clips(recipe: Recipe, grpo: RewardTraining, renderer: VideoModel) -> str:
 def _cost(recipe: Recipe, grpo: RewardTraining, seconds: Seconds | None = None) -> str:
     """What rollouts and batteries will have cost, if no rewrite comes twice."""
     clips = clips_at_most(grpo)
-    rendering = clips * per_clip(grpo.sampler or recipe.sampler)
+    rendering = clips * (grpo.sampler or recipe.sampler).evaluations
     batteries = 3 if recipe.battery.judge == "miniature" else 2
     if recipe.rlhf is None:  # else its own line counts them
         batteries += 1 + (recipe.sft is not None)
-    judged = batteries * recipe.battery.count * per_clip(recipe.sampler)
+    judged = batteries * recipe.battery.count * recipe.sampler.evaluations
     time = "" if seconds is None else f", in {seconds.hours(grpo, planned_ranks()):.2g} hours here"
     return (
         f"GRPO renders at most {clips:,} clips with {rounded(rendering)} network evaluations{time}: what was rendered "

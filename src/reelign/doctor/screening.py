@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from reelign.doctor.cost import CPU_RATE, operations, per_clip
+from reelign.doctor.cost import CPU_RATE, operations
 from reelign.doctor.finding import Finding, on_all_ranks
 from reelign.doctor.rehearsal import context_in, now, shared_folder, within_memory
 from reelign.enhancer.enhancer import Manner
@@ -54,7 +54,7 @@ def seconds_on_a_cpu(
     """To rehearse, roughly: rewrites are asked for twice, and some more clips are rendered to time them."""
     rewrites = PROMPTS * (REWRITES + 1)
     clips = (rewrites + PROMPTS) * grpo.clips
-    render = clips * per_clip(grpo.sampler or recipe.sampler) * operations(grpo.size(recipe.battery), renderer)
+    render = clips * (grpo.sampler or recipe.sampler).evaluations * operations(grpo.size(recipe.battery), renderer)
     return (render + 2 * rewrites * config.tokens * 2 * language_model.num_parameters()) / CPU_RATE
 
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from reelign.evaluate.battery import BatteryConfig, tasks
+from reelign.evaluate.battery import BatteryConfig, generate_batch, tasks
 from reelign.evaluate.evaluation import Evaluation
 from reelign.evaluate.gsb import compare
 from reelign.models.base import VideoModel
 from reelign.models.causal import KVCache, TextCache
 from reelign.sampling.noise import initial_noise
-from reelign.sampling.sample import SampleConfig, next_block, sample
+from reelign.sampling.sample import SampleConfig, clip_evaluations, next_block
 
 ROUNDS = 3
 
@@ -57,10 +57,12 @@ class Price:
     first_frame: float
 
 
-def cheaper_teachers(teacher: VideoModel, deployed: SampleConfig, evaluations: int) -> list[Offer]:
-    """The teacher as it is, with about so many network evaluations a clip: guided, and unguided with more steps."""
-    guided = deployed.model_copy(update={"steps": max(1, evaluations // 2)})
-    plain = deployed.model_copy(update={"steps": evaluations, "guidance_scale": 1.0})
+def cheaper_teachers(teacher: VideoModel, deployed: SampleConfig, nfe: float) -> list[Offer]:
+    """The teacher as it is, with about so many network evaluations a clip, rounded up in its favour: guided, and
+    unguided with more steps."""
+    steps = math.ceil(nfe)
+    guided = deployed.model_copy(update={"steps": max(1, steps // 2)})
+    plain = deployed.model_copy(update={"steps": steps, "guidance_scale": 1.0})
     return [
         Offer(f"teacher, {guided.steps} guided steps", teacher, guided),
         Offer(f"teacher, {plain.steps} steps without guidance", teacher, plain),
@@ -83,7 +85,7 @@ def prices(offers: list[Offer], size: BatteryConfig) -> dict[str, Price]:
     result = {}
     for offer in offers:
         alone, together, first = (statistics.median(column) for column in zip(*found[offer.name], strict=True))
-        result[offer.name] = Price(_evaluations(offer, size), alone, together / len(prompts), first)
+        result[offer.name] = Price(evaluations(offer.model, offer.sampler, size), alone, together / len(prompts), first)
     return result
 
 
@@ -104,15 +106,9 @@ def bargains(
 
 
 def _timed(offer: Offer, prompts: list[str], size: BatteryConfig) -> float:
-    model = offer.model
-
-    def clips() -> None:
-        noise = _noise(model, len(prompts), size)
-        negative = model.encode_text([offer.sampler.negative_prompt] * len(prompts))
-        found = sample(model, model.encode_text(prompts), noise, offer.sampler, negative)
-        model.decode(found.latents)
-
-    return _seconds(model, clips)
+    """Seconds from prompts to frames."""
+    named = [(prompt, f"price {number}") for number, prompt in enumerate(prompts)]
+    return _seconds(offer.model, lambda: generate_batch(offer.model, named, size, offer.sampler, seed=0))
 
 
 def _first_frame(offer: Offer, prompt: str, size: BatteryConfig) -> float:
@@ -122,7 +118,8 @@ def _first_frame(offer: Offer, prompt: str, size: BatteryConfig) -> float:
     block = model.causal.config.block
 
     def first() -> None:
-        noise = _noise(model, 1, size)[:, :, :block]
+        shape = model.latent_shape(size.frames, size.height, size.width)
+        noise = initial_noise([(0, "price 0", 0)], shape)[:, :, :block].to(model.device)
         conditions = model.encode_text([prompt])
         found = next_block(model, conditions, noise, offer.sampler, KVCache(), TextCache(), last=True)
         model.decode(found.latents)
@@ -130,24 +127,13 @@ def _first_frame(offer: Offer, prompt: str, size: BatteryConfig) -> float:
     return _seconds(model, first)
 
 
-def _noise(model: VideoModel, count: int, size: BatteryConfig) -> torch.Tensor:
-    shape = model.latent_shape(size.frames, size.height, size.width)
-    return initial_noise([(0, "price", index) for index in range(count)], shape).to(model.device)
-
-
-def _evaluations(offer: Offer, size: BatteryConfig) -> float:
+def evaluations(model: VideoModel, sampler: SampleConfig, size: BatteryConfig) -> float:
     """Network evaluations of a clip, in whole clips."""
-    sampler, model = offer.sampler, offer.model
-    if model.causal is not None:
-        frames = model.latent_shape(size.frames, size.height, size.width)[1]
-        blocks = len(model.causal.config.blocks(frames))
-        return sampler.steps + (blocks - 1) / blocks  # all but the last block are remembered
-    low, high = sampler.guidance_interval
-    guided = sum(low <= float(sigma) <= high for sigma in sampler.grid[:-1]) if sampler.guidance_scale != 1 else 0
-    return float(sampler.steps + guided)
+    frames = model.latent_shape(size.frames, size.height, size.width)[1]
+    return clip_evaluations(sampler, model.causal.config if model.causal is not None else None, frames)
 
 
-def _seconds(model: VideoModel, work: Callable[[], None]) -> float:
+def _seconds(model: VideoModel, work: Callable[[], object]) -> float:
     _wait(model)
     started = time.perf_counter()
     work()
@@ -158,8 +144,3 @@ def _seconds(model: VideoModel, work: Callable[[], None]) -> float:
 def _wait(model: VideoModel) -> None:
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
-
-
-def as_many(price: Price) -> int:
-    """Evaluations that a teacher may take to cost as much: whole ones, rounded up in its favour."""
-    return math.ceil(price.nfe)

@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from reelign.evaluate.battery import BatteryConfig, tasks
+from reelign.evaluate.battery import BatteryConfig, generate_batch, tasks
 from reelign.evaluate.statistics import bootstrap_mean
 from reelign.miniature.judge import judge
 from reelign.models.base import VideoModel
-from reelign.sampling.noise import initial_noise
-from reelign.sampling.sample import SampleConfig, sample
+from reelign.sampling.sample import SampleConfig
 
 LOOKS = ("colour", "shape", "size", "background")
 TIMES = 4
@@ -33,14 +32,13 @@ def drift(
         part's quality over the first's. And the frames of the first rollout, uint8 (T, H, W, 3).
     """
     todo = tasks(config)
-    channels, frames, height, width = model.latent_shape(config.frames, config.height, config.width)
+    latent = model.latent_shape(config.frames, config.height, config.width)[1]
+    long = config.model_copy(update={"frames": 1 + model.frame_stride * (TIMES * latent - 1)})
     scores: list[list[float]] = []
     first = np.empty(0)
     for start in range(0, len(todo), config.batch_size):
         batch = todo[start : start + config.batch_size]
-        noise = initial_noise([(config.seed, task.id, 0) for task in batch], (channels, TIMES * frames, height, width))
-        conditions = model.encode_text([task.prompt for task in batch])
-        videos = model.decode(sample(model, conditions, noise.to(model.device), sampler).latents).cpu().numpy()
+        videos, _ = generate_batch(model, [(task.prompt, task.id) for task in batch], long, sampler, config.seed)
         first = videos[0] if not start else first
         for task, video in zip(batch, videos, strict=True):
             assert task.scene is not None

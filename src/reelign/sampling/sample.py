@@ -21,7 +21,7 @@ from reelign.flow.grid import Spacing, sigma_grid
 from reelign.flow.path import interpolate, to_x0
 from reelign.flow.step import NoiseLaw, SdeStep, ode_step, sde_step
 from reelign.models.base import Conditions, VideoModel, take
-from reelign.models.causal import KVCache, TextCache, View
+from reelign.models.causal import CausalConfig, KVCache, TextCache, View
 from reelign.sampling.noise import noise_after
 
 
@@ -50,6 +50,18 @@ class SampleConfig(BaseModel):
         """The noise levels, float64 (steps + 1,)."""
         own: Spacing = "euler" if self.solver == "euler" else "unipc"
         return sigma_grid(self.steps, self.shift, self.spacing or own)
+
+    @property
+    def guided(self) -> Tensor:
+        """Which steps are guided, bool (steps,)."""
+        low, high = self.guidance_interval
+        levels = self.grid[:-1].float()
+        return (levels >= low) & (levels <= high) & (self.guidance_scale != 1)
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations of a clip: two at a guided step, one at another."""
+        return self.steps + int(self.guided.sum())
 
 
 @dataclass(frozen=True)
@@ -109,6 +121,15 @@ class Sampled:
     latents: Tensor
     transitions: list[Transition]
     nfe: int
+
+
+def clip_evaluations(config: SampleConfig, causal: CausalConfig | None, frames: int) -> float:
+    """Network evaluations of a clip of so many latent frames, in whole clips: the blocks of a causal model are parts of
+    one, and all but the last are remembered."""
+    if causal is None:
+        return float(config.evaluations)
+    blocks = len(causal.blocks(frames))
+    return config.steps + (blocks - 1) / blocks
 
 
 def own_sampler(model: VideoModel) -> SampleConfig | None:

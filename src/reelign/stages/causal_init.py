@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -26,16 +25,12 @@ from reelign.errors import ReelignError
 from reelign.flow.path import to_x0
 from reelign.flow.step import ode_step
 from reelign.models.base import Conditions, VideoModel
-from reelign.models.causal import KVCache, TextCache, View
 from reelign.sampling.noise import generator, initial_noise
-from reelign.sampling.sample import SampleConfig, guided_velocity, remembered, renoised
+from reelign.sampling.sample import SampleConfig, guided_velocity, renoised
 from reelign.stages.asked import drawn
 from reelign.stages.context import StageContext
 from reelign.stages.distill_recipe import DistillConfig, InitialiseConfig
-from reelign.stages.student import Watch, chunks_of
-from reelign.stages.trainee import Trainee
-from reelign.train.checkpoint import Checkpoints
-from reelign.train.track import Tracker
+from reelign.stages.student import StudentTraining, block_by_block
 
 BETWEEN = 5
 """Euler steps of the teacher's ODE between two levels of the student's grid."""
@@ -115,8 +110,8 @@ class Trajectories:
         partial.replace(self.place(position))
 
 
-class Initialisation:
-    """The regression, and the state that a checkpoint holds."""
+class Initialisation(StudentTraining):
+    """The regression on trajectories."""
 
     def __init__(
         self,
@@ -128,46 +123,14 @@ class Initialisation:
         recipe: DistillConfig,
     ) -> None:
         assert recipe.initialise is not None
-        config = recipe.initialise
-        self.student, self.prompts, self.trajectories = student, prompts, trajectories
-        self.context, self.config, self.sampler = context, config, recipe.sampler
-        self.chunks = chunks_of(config, context.world)
-        trajectories.make(prompts, config, context)
-        self.trainee = Trainee(student, config, config.updates, context)
-        self.checkpoints = Checkpoints(context.folder / "checkpoints")
-        self.tracker = Tracker(context.folder, enabled=context.world.is_main, sinks=config.track)
-        self.watch = Watch("distill/initialise", student, teacher, context, config.patience)
-        self.update = 0
+        self.config = recipe.initialise
+        super().__init__("initialise", student, teacher, prompts, context, recipe)
+        self.trajectories = trajectories
+        trajectories.make(prompts, self.config, context)
 
-    def state(self) -> dict[str, Any]:
-        """What training goes on from."""
-        return {**self.trainee.state(), "watch": self.watch, "update": self.update}
-
-    def resume(self) -> None:
-        """Go on from the newest intact checkpoint, if there is one."""
-        latest = self.checkpoints.latest()
-        if latest is not None:
-            self.update = int(self.checkpoints.load(latest, self.state())["update"])
-        self.tracker.resume(self.update if latest is not None else -1)
-
-    def train(self) -> None:
-        """All updates that are left, unless held-out prompts no longer gain."""
-        config, context = self.config, self.context
-        while self.update < config.updates and not self.watch.stale():
-            until = min(config.updates, (self.update // config.validate_every + 1) * config.validate_every)
-            with context.ledger.phase("distill/initialise") as cost:
-                while self.update < until and not context.stopping():
-                    numbers = self.one_update()
-                    self.update += 1
-                    cost.clips += config.batch_size
-                    cost.nfe += config.batch_size
-                    self.tracker.log(self.update, **numbers)
-                    context.progress("distill: initialise", self.update, config.updates, f"loss {numbers['loss']:.4f}")
-                    if self.update % config.save_every == 0 and self.update < until:
-                        self.checkpoints.save(self.update, self.state())
-            self.checkpoints.save(self.update, self.state(), self.validated() if self.update == until else None)
-            if context.stopping():
-                raise ReelignError(f"stopped after update {self.update} as asked; the same command goes on from here.")
+    def note(self, numbers: dict[str, float]) -> str:
+        """The loss."""
+        return f"loss {numbers['loss']:.4f}"
 
     def one_update(self) -> dict[str, float]:
         """One step on a batch of trajectories."""
@@ -178,7 +141,8 @@ class Initialisation:
             total += loss.detach()
         grad_norm = self.trainee.optimizer.step()
         self.trainee.ema.update()
-        return {"loss": float(self.context.world.mean(total)), "grad_norm": grad_norm, "lr": lr}
+        numbers = {"loss": float(self.context.world.mean(total)), "grad_norm": grad_norm, "lr": lr}
+        return {**numbers, "nfe": float(self.config.batch_size)}
 
     def loss(self, states: Tensor, index: Tensor, conditions: Conditions) -> Tensor:
         """The regression at levels `index` (B, F) of the grid; states are (B, steps + 1, C, F, h, w)."""
@@ -195,18 +159,15 @@ class Initialisation:
     def predicted(self, states: Tensor, index: Tensor, conditions: Conditions) -> Tensor:
         """The clip that the student predicts, block by block: each at its level `index` (B, F), with the end of the
         trajectory as its past."""
-        assert self.student.causal is not None
-        clean, cache, text, made = states[:, -1], KVCache(), TextCache(), []
         places = index[:, None, None, :, None, None].expand(-1, 1, *states.shape[2:])
         x = states.gather(1, places)[:, 0]
         levels = self.sampler.grid.to(x)[index]
-        for first, end in self.student.causal.config.blocks(x.shape[2]):
-            with self.student.causal.seeing(View(cache, text)):
-                velocity = self.student.velocity(x[:, :, first:end], levels[:, first], conditions)
-            made.append(to_x0(x[:, :, first:end], velocity, levels[:, first]))
-            if end < x.shape[2]:
-                cache = remembered(self.student, conditions, clean[:, :, first:end], cache, text)
-        return torch.cat(made, 2)
+
+        def made(first: int, end: int) -> Tensor:
+            part, level = x[:, :, first:end], levels[:, first]
+            return to_x0(part, self.student.velocity(part, level, conditions), level)
+
+        return block_by_block(self.student, conditions, x.shape[2], made, past=states[:, -1])
 
     def drawn(self) -> list[tuple[Tensor, Tensor, list[str]]]:
         """This rank's micro-batches: states, a level for each block, and the prompts."""
@@ -225,18 +186,3 @@ class Initialisation:
             index = torch.stack(levels).repeat_interleave(block, 1).to(world.device)
             found.append((states, index, Trajectories.texts(self.prompts, positions, self.context.seed)))
         return found
-
-    def validated(self) -> float:
-        """The held-out score of the averaged student, made block by block."""
-        with self.trainee.ema.swapped():
-            numbers = self.watch.look(self.update)
-        self.tracker.log(self.update, **numbers)
-        return numbers["validation/mean"]
-
-    def finish(self, target: Path) -> None:
-        """Write the averaged weights with the best held-out score as the artifact `target`."""
-        best = self.checkpoints.best()
-        if best is not None:
-            self.checkpoints.load(best, self.state())
-        self.trainee.write(target)
-        self.tracker.close()

@@ -27,46 +27,62 @@ from reelign.models.adapter import merge_lora
 from reelign.models.base import CARD, Conditions, VideoModel
 from reelign.models.load import ENHANCER, enhancer_folder, load_model
 from reelign.sampling.noise import generator, initial_noise
-from reelign.sampling.sample import SampleConfig, guided_velocity
+from reelign.sampling.sample import guided_velocity
 from reelign.stages.asked import build_prompts, drawn
 from reelign.stages.causal_init import Initialisation, Trajectories
 from reelign.stages.context import StageContext
 from reelign.stages.distill_recipe import DistillConfig, MatchConfig
-from reelign.stages.student import Watch, chunks_of, student_clip
-from reelign.stages.trainee import Trainee, choose_trained, trained
+from reelign.stages.student import StudentTraining, student_clip
+from reelign.stages.trainee import choose_trained, trained
 from reelign.train.checkpoint import Checkpoints
 from reelign.train.optim import Optimizer
-from reelign.train.track import Tracker
-
-PARTS = ("few_step", "initialise", "self_forcing")
 
 
 def run_distill(context: StageContext, config: DistillConfig) -> Path:
     """Distil the parent, part by part, and write the artifact to `context.folder / "model"`; resumes what was begun."""
-    base = load_model(context.parent, dtype=context.dtype, device=context.world.device)
-    merge_lora(base)
-    teacher = base if config.teacher is None else load_teacher(config.teacher, base, context)
-    prompts = build_prompts(config.prompts)
+    base, teacher = models_of(context, config)
     if config.causal is not None:
         size = context.battery
         config.causal.blocks(base.latent_shape(size.frames, size.height, size.width)[1])  # refused before the hours
-    started, parts = context.parent, [part for part in PARTS if getattr(config, part) is not None]
-    for part in parts:
-        own = replace(context, folder=context.folder / part.replace("_", "-"), parent=started)
-        target = (context.folder if part == parts[-1] else own.folder) / "model"
+    started, last = context.parent, list(config.parts)[-1]
+    for part in config.parts:
+        own = part_context(context, part, started)
+        target = (context.folder if part == last else own.folder) / "model"
         if not (target / CARD).exists():
-            student = student_of(base, started, config, causal=part != "few_step")
-            if part == "initialise":
-                ways = trajectories_of(base, teacher, started, config, own)
-                trainer = Initialisation(student, teacher, prompts, ways, own, config)
-            else:
-                trainer = Matching(student, teacher, base, prompts, own, config, part)
-            trainer.resume()
-            trainer.train()
-            trainer.finish(target)
+            run_part(trainer_of(part, base, teacher, config, own), target)
         started = str(target)
     own_enhancer(context, Path(started))
     return Path(started)
+
+
+def run_part(trainer: StudentTraining, target: Path) -> None:
+    """Train and write the artifact of a part. Nobody holds the trainer after this: the next one needs its memory."""
+    trainer.resume()
+    trainer.train()
+    trainer.finish(target)
+
+
+def models_of(context: StageContext, config: DistillConfig) -> tuple[VideoModel, VideoModel]:
+    """The parent, and the teacher, which is the parent if the recipe names no other."""
+    base = load_model(context.parent, dtype=context.dtype, device=context.world.device)
+    merge_lora(base)
+    return base, base if config.teacher is None else load_teacher(config.teacher, base, context)
+
+
+def part_context(context: StageContext, part: str, started: str) -> StageContext:
+    """Where a part works, and the artifact whose weights its student begins with."""
+    return replace(context, folder=context.folder / part.replace("_", "-"), parent=started)
+
+
+def trainer_of(
+    part: str, base: VideoModel, teacher: VideoModel, config: DistillConfig, context: StageContext
+) -> Matching | Initialisation:
+    """The trainer of a part; `context` is the part's own."""
+    prompts, student = build_prompts(config.prompts), student_of(base, context.parent, config, part != "few_step")
+    if part == "initialise":
+        ways = trajectories_of(base, teacher, context.parent, config, context)
+        return Initialisation(student, teacher, prompts, ways, context, config)
+    return Matching(student, teacher, base, prompts, context, config, part)
 
 
 def own_enhancer(context: StageContext, artifact: Path) -> None:
@@ -120,16 +136,10 @@ def trajectories_of(
     folder = context.folder / "trajectories"
     if config.initialise.teacher == "few_step":
         return Trajectories(folder, student_of(base, started, config, causal=False), config.sampler, None)
-    return Trajectories(folder, teacher, config.sampler, guidance_of(config, context))
+    return Trajectories(folder, teacher, config.sampler, config.guidance(context.sampler))
 
 
-def guidance_of(config: DistillConfig, context: StageContext) -> SampleConfig:
-    """How the teacher is guided: as it is deployed, if the recipe does not say otherwise."""
-    scale = context.sampler.guidance_scale if config.guidance_scale is None else config.guidance_scale
-    return SampleConfig(guidance_scale=scale, negative_prompt=context.sampler.negative_prompt)
-
-
-class Matching:
+class Matching(StudentTraining):
     """Distribution matching of a student that sees all frames, or that is causal."""
 
     def __init__(
@@ -142,57 +152,37 @@ class Matching:
         recipe: DistillConfig,
         part: str,
     ) -> None:
-        config: MatchConfig = getattr(recipe, part)
-        self.student, self.teacher, self.context, self.config, self.part = student, teacher, context, config, part
-        self.sampler, self.prompts, self.chunks = recipe.sampler, prompts, chunks_of(config, context.world)
-        self.guidance = guidance_of(recipe, context)
-        before = recipe.few_step
+        self.config: MatchConfig = getattr(recipe, part)
+        super().__init__(part, student, teacher, prompts, context, recipe, self.config.alarms_stop)
+        config, before = self.config, recipe.few_step
+        self.guidance = recipe.guidance(context.sampler)
         self.inherits = before is not None and (before.method, before.lora) == (config.method, config.lora)
         self.critic = base.twin()
-        self.trainee = Trainee(student, config, config.updates, context)
         choose_trained(self.critic, config, context.seed)
         for network in self.critic.denoisers().values():
             context.world.shard(network)
         total = config.updates * config.critic_updates
         self.critic_optimizer = Optimizer(trained(self.critic).items(), config.critic, total_steps=total)
-        self.checkpoints = Checkpoints(context.folder / "checkpoints")
-        self.tracker = Tracker(context.folder, enabled=context.world.is_main, sinks=config.track)
-        self.watch = Watch(f"distill/{part}", student, teacher, context, config.patience, config.alarms_stop)
-        self.update = 0
 
     def state(self) -> dict[str, Any]:
-        """What training goes on from."""
-        own = {"critic_optimizer": self.critic_optimizer, "watch": self.watch}
-        return {**self.trainee.state(), **own, "update": self.update}
+        """What training goes on from, the critic among it."""
+        return {**super().state(), "critic_optimizer": self.critic_optimizer}
 
-    def resume(self) -> None:
-        """Go on from the newest intact checkpoint, if there is one."""
-        latest = self.checkpoints.latest()
-        if latest is not None:
-            self.update = int(self.checkpoints.load(latest, self.state())["update"])
-        self.tracker.resume(self.update if latest is not None else -1)
+    @property
+    def clips_an_update(self) -> int:
+        """Of the critic's steps and the student's own."""
+        return self.config.batch_size * (self.config.critic_updates + 1)
+
+    def note(self, numbers: dict[str, float]) -> str:
+        """The critic's loss."""
+        return f"critic {numbers['critic_loss']:.3f}"
 
     def train(self) -> None:
-        """All updates that are left, unless held-out prompts no longer gain or motion is lost."""
-        config, context, what = self.config, self.context, f"distill: {self.part.replace('_', ' ')}"
+        """As every part; the student is a checkpoint before its first update, so what only harms ends as it began."""
         if not self.watch.begun:
             self.take_critic()
             self.checkpoints.save(0, self.state(), self.validated())
-        while self.update < config.updates and not self.watch.stale():
-            until = min(config.updates, (self.update // config.validate_every + 1) * config.validate_every)
-            with context.ledger.phase(f"distill/{self.part}") as cost:
-                while self.update < until and not context.stopping():
-                    numbers = self.one_update()
-                    self.update += 1
-                    cost.clips += config.batch_size * (config.critic_updates + 1)
-                    cost.nfe += int(numbers["nfe"])
-                    self.tracker.log(self.update, **numbers)
-                    context.progress(what, self.update, config.updates, f"critic {numbers['critic_loss']:.3f}")
-                    if self.update % config.save_every == 0 and self.update < until:
-                        self.checkpoints.save(self.update, self.state())
-            self.checkpoints.save(self.update, self.state(), self.validated() if self.update == until else None)
-            if context.stopping():
-                raise ReelignError(f"stopped after update {self.update} as asked; the same command goes on from here.")
+        super().train()
 
     def take_critic(self) -> None:
         """Begin with the critic that the few-step student left, if there is one that is trained alike: it knows what
@@ -273,18 +263,3 @@ class Matching:
                 levels.to(world.device),
                 exit_step,
             )
-
-    def validated(self) -> float:
-        """The held-out score of the averaged student, against the teacher in deployment."""
-        with self.trainee.ema.swapped():
-            numbers = self.watch.look(self.update)
-        self.tracker.log(self.update, **numbers)
-        return numbers["validation/mean"]
-
-    def finish(self, target: Path) -> None:
-        """Write the averaged weights with the best held-out score as the artifact `target`."""
-        best = self.checkpoints.best()
-        if best is not None:
-            self.checkpoints.load(best, self.state())
-        self.trainee.write(target)
-        self.tracker.close()

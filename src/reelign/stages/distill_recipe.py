@@ -13,6 +13,9 @@ from reelign.stages.trainee import TraineeConfig
 from reelign.train.optim import OptimConfig
 from reelign.train.track import Sink
 
+PARTS = ("few_step", "initialise", "self_forcing")
+"""Trainings of a student in their order, by their key in a recipe."""
+
 
 class StudentConfig(TraineeConfig):
     """What all three trainings of a student share."""
@@ -79,6 +82,16 @@ class DistillConfig(BaseModel):
         if self.initialise is not None and self.initialise.teacher == "few_step" and self.few_step is None:
             raise ValueError("`initialise.teacher: few_step` needs `few_step`")
         return self
+
+    @property
+    def parts(self) -> dict[str, StudentConfig]:
+        """The parts that are asked for, in their order."""
+        return {part: found for part in PARTS if (found := getattr(self, part)) is not None}
+
+    def guidance(self, deployed: SampleConfig) -> SampleConfig:
+        """How the teacher is guided: as it is deployed, if the recipe does not say otherwise."""
+        scale = deployed.guidance_scale if self.guidance_scale is None else self.guidance_scale
+        return SampleConfig(guidance_scale=scale, negative_prompt=deployed.negative_prompt)
 
     @property
     def sampler(self) -> SampleConfig:

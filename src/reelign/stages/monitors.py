@@ -8,14 +8,17 @@ training reward rose, is an alarm in a plain sentence.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from reelign.evaluate.evaluation import Evaluation, Item
 from reelign.evaluate.gsb import retention
 from reelign.evaluate.statistics import Interval, bootstrap_mean
+from reelign.files import write_atomically
 
 STILL = 0.02
 """Dynamic degree (frame diagonals a second) below which a clip counts as still."""
@@ -58,6 +61,14 @@ def alarms(
 def lost_motion(parent: Evaluation, now: Evaluation) -> list[Alarm]:
     """What moved in the parent's clips and moves less now, whatever became of a reward: distilled students fade."""
     return [Alarm(alarm.name, f"{alarm.sentence[0].upper()}{alarm.sentence[1:]}.") for alarm in _motion(parent, now)]
+
+
+def record_alarms(path: Path, update: int, raised: Sequence[Alarm]) -> None:
+    """Write what was raised at an update into `path`; what a resumed run raises again takes the place of the old."""
+    before = json.loads(path.read_text(encoding="utf-8"))["alarms"] if path.exists() else []
+    rows = [row for row in before if row["update"] < update]
+    rows += [{"update": update, **asdict(alarm)} for alarm in raised]
+    write_atomically(path, json.dumps({"alarms": rows}, indent=1))
 
 
 def rise(values: Sequence[float]) -> float | None:

@@ -7,11 +7,9 @@ function, so the ratio of the first replay is 1 and no log-probability is comput
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,7 +20,6 @@ from torch import Tensor
 from reelign.errors import ReelignError
 from reelign.evaluate.battery import run_battery
 from reelign.evaluate.evaluation import Evaluation
-from reelign.files import write_atomically
 from reelign.flow.policy import Advantages, best_and_worst, group_advantages
 from reelign.models.base import VideoModel
 from reelign.models.load import load_model
@@ -33,7 +30,7 @@ from reelign.sampling.sample import SampleConfig
 from reelign.stages.algorithm import Algorithm
 from reelign.stages.asked import PromptSource, build_prompts, drawn
 from reelign.stages.context import StageContext
-from reelign.stages.monitors import Alarm, alarms
+from reelign.stages.monitors import Alarm, alarms, record_alarms
 from reelign.stages.objectives import Told, forward_process_loss, lessons, trajectory_loss
 from reelign.stages.rollout import Place, Rollout, roll_out, rows_of, to_clips
 from reelign.stages.trainee import Trainee, TraineeConfig
@@ -302,7 +299,7 @@ class Trainer:
 
     def monitored(self, now: Evaluation) -> tuple[Alarm, ...]:
         """Compare with the parent's validation, and write down what is alarming."""
-        kept, written = self.context.folder / "validation-parent.json", self.context.folder / "alarms.json"
+        kept = self.context.folder / "validation-parent.json"
         if self.update == 0:
             if self.context.world.is_main:
                 now.save(kept)
@@ -311,10 +308,7 @@ class Trainer:
         raised = alarms(Evaluation.load(kept), now, self.history["reward"], self.history["diversity"])
         self.alarmed = self.alarmed + 1 if raised else 0
         if self.context.world.is_main:
-            before = json.loads(written.read_text(encoding="utf-8"))["alarms"] if written.exists() else []
-            rows = [row for row in before if row["update"] < self.update]
-            rows += [{"update": self.update, **asdict(alarm)} for alarm in raised]
-            write_atomically(written, json.dumps({"alarms": rows}, indent=1))
+            record_alarms(self.context.folder / "alarms.json", self.update, raised)
         return raised
 
     def finish(self) -> Path:

@@ -1,27 +1,111 @@
-"""What the trainings of a student share: its clips with a gradient at one step, and the watch over it."""
+"""What the trainings of a student share: the loop, clips with a gradient at one step, and the watch over it."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from reelign.data.prompts import ListedPrompt
 from reelign.errors import ReelignError
 from reelign.evaluate.battery import run_battery
 from reelign.evaluate.evaluation import Evaluation
-from reelign.files import write_atomically
 from reelign.flow.path import to_x0
 from reelign.models.base import Conditions, VideoModel
 from reelign.models.causal import KVCache, TextCache, View
 from reelign.sampling.sample import SampleConfig, own_sampler, remembered, renoised
 from reelign.stages.context import StageContext
-from reelign.stages.distill_recipe import StudentConfig
-from reelign.stages.monitors import Alarm, lost_motion
+from reelign.stages.distill_recipe import DistillConfig, StudentConfig
+from reelign.stages.monitors import lost_motion, record_alarms
+from reelign.stages.trainee import Trainee
+from reelign.train.checkpoint import Checkpoints
 from reelign.train.parallel import World
+from reelign.train.track import Tracker
+
+
+class StudentTraining(ABC):
+    """The loop of a part, and the state that a checkpoint holds; a subclass says what one update is."""
+
+    def __init__(
+        self,
+        part: str,
+        student: VideoModel,
+        teacher: VideoModel,
+        prompts: list[ListedPrompt],
+        context: StageContext,
+        recipe: DistillConfig,
+        alarms_stop: int | None = None,
+    ) -> None:
+        self.part, self.student, self.teacher, self.prompts, self.context = part, student, teacher, prompts, context
+        self.plan: StudentConfig = getattr(recipe, part)
+        self.sampler, self.chunks = recipe.sampler, chunks_of(self.plan, context.world)
+        self.trainee = Trainee(student, self.plan, self.plan.updates, context)
+        self.checkpoints = Checkpoints(context.folder / "checkpoints")
+        self.tracker = Tracker(context.folder, enabled=context.world.is_main, sinks=self.plan.track)
+        self.watch = Watch(f"distill/{part}", student, teacher, context, self.plan.patience, alarms_stop)
+        self.update = 0
+
+    @abstractmethod
+    def one_update(self) -> dict[str, float]:
+        """One update; what is logged of it, its network evaluations over all ranks ("nfe") among it."""
+
+    @abstractmethod
+    def note(self, numbers: dict[str, float]) -> str:
+        """Of an update, for people who wait."""
+
+    @property
+    def clips_an_update(self) -> int:
+        """Clips that an update looks at, over all ranks."""
+        return self.plan.batch_size
+
+    def state(self) -> dict[str, Any]:
+        """What training goes on from."""
+        return {**self.trainee.state(), "watch": self.watch, "update": self.update}
+
+    def resume(self) -> None:
+        """Go on from the newest intact checkpoint, if there is one."""
+        latest = self.checkpoints.latest()
+        if latest is not None:
+            self.update = int(self.checkpoints.load(latest, self.state())["update"])
+        self.tracker.resume(self.update if latest is not None else -1)
+
+    def train(self) -> None:
+        """All updates that are left, unless held-out prompts no longer gain or motion is lost."""
+        plan, context, what = self.plan, self.context, f"distill: {self.part.replace('_', ' ')}"
+        while self.update < plan.updates and not self.watch.stale():
+            until = min(plan.updates, (self.update // plan.validate_every + 1) * plan.validate_every)
+            with context.ledger.phase(f"distill/{self.part}") as cost:
+                while self.update < until and not context.stopping():
+                    numbers = self.one_update()
+                    self.update += 1
+                    cost.clips += self.clips_an_update
+                    cost.nfe += int(numbers["nfe"])
+                    self.tracker.log(self.update, **numbers)
+                    context.progress(what, self.update, plan.updates, self.note(numbers))
+                    if self.update % plan.save_every == 0 and self.update < until:
+                        self.checkpoints.save(self.update, self.state())
+            self.checkpoints.save(self.update, self.state(), self.validated() if self.update == until else None)
+            if context.stopping():
+                raise ReelignError(f"stopped after update {self.update} as asked; the same command goes on from here.")
+
+    def validated(self) -> float:
+        """The held-out score of the averaged student, against the teacher in deployment."""
+        with self.trainee.ema.swapped():
+            numbers = self.watch.look(self.update)
+        self.tracker.log(self.update, **numbers)
+        return numbers["validation/mean"]
+
+    def finish(self, target: Path) -> None:
+        """Write the averaged weights with the best held-out score as the artifact `target`."""
+        best = self.checkpoints.best()
+        if best is not None:
+            self.checkpoints.load(best, self.state())
+        self.trainee.write(target)
+        self.tracker.close()
 
 
 def student_clip(
@@ -34,14 +118,33 @@ def student_clip(
     """
     if student.causal is None:
         return _left_at(student, conditions, noise, sampler, exit_step), len(noise) * (exit_step + 1)
-    blocks = student.causal.config.blocks(noise.shape[2])
-    clean, cache, text = [], KVCache(), TextCache()
-    for first, end in blocks:
+
+    def made(first: int, end: int) -> Tensor:
+        return _left_at(student, conditions, noise[:, :, first:end], sampler, exit_step)
+
+    return block_by_block(student, conditions, noise.shape[2], made), len(noise) * (exit_step + 2)
+
+
+def block_by_block(
+    student: VideoModel,
+    conditions: Conditions,
+    frames: int,
+    made: Callable[[int, int], Tensor],
+    past: Tensor | None = None,
+) -> Tensor:
+    """A clip of a causal student: `made(first, end)` gives each block, which sees what was remembered so far.
+
+    Remembered is, without gradient, what was made, or the blocks of `past` (B, C, frames, h, w).
+    """
+    assert student.causal is not None
+    cache, text, found = KVCache(), TextCache(), []
+    for first, end in student.causal.config.blocks(frames):
         with student.causal.seeing(View(cache, text)):
-            clean.append(_left_at(student, conditions, noise[:, :, first:end], sampler, exit_step))
-        if end < noise.shape[2]:
-            cache = remembered(student, conditions, clean[-1].detach(), cache, text)
-    return torch.cat(clean, 2), len(noise) * (exit_step + 2)
+            found.append(made(first, end))
+        if end < frames:
+            clean = found[-1].detach() if past is None else past[:, :, first:end]
+            cache = remembered(student, conditions, clean, cache, text)
+    return torch.cat(found, 2)
 
 
 def _left_at(
@@ -125,7 +228,8 @@ class Watch:
         self.since_best = 0 if better else self.since_best + 1
         self.alarmed = self.alarmed + 1 if raised and not better else 0
         self.best = max(self.best, score)
-        self._write(update, raised)
+        if self.context.world.is_main:
+            record_alarms(self.context.folder / "alarms.json", update, raised)
         return {**numbers, "validation/mean": score, "alarms": float(len(raised))}
 
     def _teacher(self) -> Evaluation:
@@ -147,11 +251,3 @@ class Watch:
             progress=lambda done, total: self.context.progress("distill: validate", done, total, note),
             measured=True,
         )
-
-    def _write(self, update: int, raised: list[Alarm]) -> None:
-        path: Path = self.context.folder / "alarms.json"
-        if self.context.world.is_main:
-            before = json.loads(path.read_text(encoding="utf-8"))["alarms"] if path.exists() else []
-            rows = [row for row in before if row["update"] < update]
-            rows += [{"update": update, **asdict(alarm)} for alarm in raised]
-            write_atomically(path, json.dumps({"alarms": rows}, indent=1))
