@@ -7,7 +7,6 @@ decoder make a clip block after block, as a stream does, `sample` makes one with
 
 from __future__ import annotations
 
-import gc
 import logging
 import statistics
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import torch
 from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile
 
-from gpu_rlhf import LORA_RANK, PROMPTS, SAMPLER, clip_size, now, write_pipeline
+from gpu_rlhf import LORA_RANK, PROMPTS, SAMPLER, clip_size, now, peak, release, reset_peak, write_once
 from reelign.errors import ReelignError
 from reelign.evaluate.battery import BatteryConfig
 from reelign.models.base import Conditions, VideoModel
@@ -137,7 +136,7 @@ def measure_stream(row: StreamRow, parts: dict[str, dict[str, Any]], folder: Pat
     if limit.seen and not row.note:
         row.note = "torch.compile hit its recompile limit: most blocks ran uncompiled"
     model = None
-    _released(device)
+    release(device)
 
 
 def measure_match(
@@ -146,12 +145,12 @@ def measure_match(
     """Fill a row with means over some updates after one that is not counted."""
     trainer = None
     try:
-        _write_once(folder, parts)
+        write_once(folder, parts)
         trainer = make_matching(row, folder, device)
         trainer.one_update()
         trainer.update += 1
         trainer.critic_seconds, trainer.student_seconds = [], []
-        _reset_peak(device)
+        reset_peak(device)
         seconds, evaluations = [], []
         for _ in range(updates):
             started = now(device)
@@ -167,9 +166,9 @@ def measure_match(
         row.seconds, row.network_evaluations = statistics.mean(seconds), statistics.mean(evaluations)
         row.critic_step = statistics.mean(trainer.critic_seconds)
         row.student_step = statistics.mean(trainer.student_seconds)
-        row.peak_memory_gib = _peak(device)
+        row.peak_memory_gib = peak(device)
     trainer = None
-    _released(device)
+    release(device)
 
 
 class TimedMatching(Matching):
@@ -241,9 +240,9 @@ def _stream(row: StreamRow, model: VideoModel, device: torch.device) -> None:
     conditions, noise = _asked(row, model, device)
     sampler = SampleConfig(steps=STEPS, shift=SHIFT, solver="renoise", guidance_scale=1.0)
     _streamed(model, conditions, noise, sampler, device)
-    _reset_peak(device)
+    reset_peak(device)
     denoise, decode, cache, text = _streamed(model, conditions, noise, sampler, device)
-    row.peak_memory_gib, row.kv_gib = _peak(device), cache.nbytes / 2**30
+    row.peak_memory_gib, row.kv_gib = peak(device), cache.nbytes / 2**30
     row.first_frame, row.last_block = denoise[0] + decode[0], denoise[-1]
     row.denoise, row.decode = sum(denoise), sum(decode)
     _rates(row)
@@ -279,13 +278,13 @@ def _whole(row: StreamRow, model: VideoModel, device: torch.device) -> None:
     sampler = SampleConfig(steps=TEACHER_STEPS, shift=SHIFT, guidance_scale=SAMPLER.guidance_scale)
     short = sampler.model_copy(update={"steps": 2})
     sample(model, conditions, noise, short, negative)
-    _reset_peak(device)
+    reset_peak(device)
     started = now(device)
     found = sample(model, conditions, noise, sampler, negative)
     made = now(device)
     model.decode(found.latents).cpu()
     row.denoise, row.decode = made - started, now(device) - made
-    row.first_frame, row.peak_memory_gib = row.denoise + row.decode, _peak(device)
+    row.first_frame, row.peak_memory_gib = row.denoise + row.decode, peak(device)
     _rates(row)
     row.attention_share = attention_share(lambda: sample(model, conditions, noise, short, negative), device)
 
@@ -322,13 +321,8 @@ def _rates(row: StreamRow) -> None:
 
 def _pipeline(folder: Path, parts: dict[str, dict[str, Any]], device: torch.device) -> VideoModel:
     """The random pipeline, written once, loaded afresh."""
-    _write_once(folder, parts)
+    write_once(folder, parts)
     return load_model(folder / "model", "bfloat16", device)
-
-
-def _write_once(folder: Path, parts: dict[str, dict[str, Any]]) -> None:
-    if not (folder / "model").exists():
-        write_pipeline(folder / "model", parts)
 
 
 class _LimitHit(logging.Handler):
@@ -338,18 +332,3 @@ class _LimitHit(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.seen |= "recompile_limit" in record.getMessage()
-
-
-def _reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-
-
-def _peak(device: torch.device) -> float | None:
-    return torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
-
-
-def _released(device: torch.device) -> None:
-    gc.collect()  # a module's cycles keep its weights on the device
-    if device.type == "cuda":
-        torch.cuda.empty_cache()

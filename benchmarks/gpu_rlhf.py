@@ -92,8 +92,7 @@ def measure_rl(row: RlRow, parts: dict[str, dict[str, Any]], folder: Path, devic
         updates: how many are timed.
     """
     try:
-        if not (folder / "model").exists():
-            write_pipeline(folder / "model", parts)
+        write_once(folder, parts)
         found = timed_updates(row, folder, device, updates)
     except torch.OutOfMemoryError:
         row.note = "does not fit into memory"
@@ -104,13 +103,10 @@ def measure_rl(row: RlRow, parts: dict[str, dict[str, Any]], folder: Path, devic
             setattr(row, field, statistics.mean(numbers[name] for numbers in found))
         seconds = statistics.mean(numbers["seconds"] for numbers in found)
         row.clips_per_gpu_hour = 3600 * row.prompts * row.group_size / seconds
-        if device.type == "cuda":
-            row.peak_memory_gib = torch.cuda.max_memory_allocated() / 2**30
+        row.peak_memory_gib = peak(device)
         if any(numbers["groups_kept"] < 1 for numbers in found):
             row.note = "a group had no spread and was not learned from: a real update costs more"
-    gc.collect()  # a module's cycles keep its weights on the device
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    release(device)
 
 
 def timed_updates(row: RlRow, folder: Path, device: torch.device, updates: int) -> list[dict[str, float]]:
@@ -121,8 +117,7 @@ def timed_updates(row: RlRow, folder: Path, device: torch.device, updates: int) 
         trainer.sampler = trainer.replayed = whole.model_copy(update={"steps": 2})
         trainer.one_update()
         trainer.sampler = trainer.replayed = whole
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
+        reset_peak(device)
         found = []
         for _ in range(updates):
             start = now(device)
@@ -169,6 +164,30 @@ def typical_seed(algorithm: Algorithm, prompts: int) -> int:
     keys = [(seed, position) for seed in range(256) for position in range(prompts)]
     first = algorithm.stochastic_steps(SAMPLER.steps, 0, keys).int().argmax(1).double().view(-1, prompts).mean(1)
     return int((first - first.mean()).abs().argmin())
+
+
+def write_once(folder: Path, parts: dict[str, dict[str, Any]]) -> None:
+    """The random pipeline as `folder / "model"`, which every row loads afresh."""
+    if not (folder / "model").exists():
+        write_pipeline(folder / "model", parts)
+
+
+def reset_peak(device: torch.device) -> None:
+    """Count the peak of memory from now on."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak(device: torch.device) -> float | None:
+    """GiB on the device at the most; nobody knows on a CPU."""
+    return torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
+
+
+def release(device: torch.device) -> None:
+    """Give back what the row before held."""
+    gc.collect()  # a module's cycles keep its weights on the device
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def write_pipeline(folder: Path, parts: dict[str, dict[str, Any]]) -> None:

@@ -9,7 +9,8 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from command import DEMO, reelign, torchrun
-from reelign.doctor import Finding, examine
+from diagnosis import complaints, diagnosis
+from reelign.doctor import Finding
 from reelign.doctor.distill_cost import count, matched
 from reelign.doctor.distill_memory import need_of
 from reelign.doctor.distill_rehearsal import at_rest, cache_error, rehearsing
@@ -53,13 +54,11 @@ def recipe(*more: str) -> Recipe:
 
 
 def findings(*more: str) -> dict[str, Finding]:
-    found = examine(recipe(*more))
-    assert len({finding.check for finding in found}) == len(found)
-    return {finding.check: finding for finding in found}
+    return diagnosis(recipe(*more))
 
 
 def failed(*more: str) -> dict[str, str]:
-    return {check: finding.sentence for check, finding in findings(*more).items() if not finding.passed}
+    return complaints(recipe(*more))
 
 
 def trainer(folder, planned: Recipe, part: str) -> Matching:

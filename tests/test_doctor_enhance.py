@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer
 
 from command import ROOT, reelign, torchrun
+from diagnosis import complaints, diagnosis
 from reelign.data.pairs import PromptPair, write_pairs
 from reelign.doctor import Finding, examine
 from reelign.doctor.language import trained_weights
@@ -49,13 +50,11 @@ def recipe(*more: str) -> Recipe:
 
 
 def findings(*more: str) -> dict[str, Finding]:
-    found = examine(recipe(*more))
-    assert len({finding.check for finding in found}) == len(found)
-    return {finding.check: finding for finding in found}
+    return diagnosis(recipe(*more))
 
 
 def failed(*more: str) -> dict[str, str]:
-    return {check: finding.sentence for check, finding in findings(*more).items() if not finding.passed}
+    return complaints(recipe(*more))
 
 
 @pytest.fixture(scope="module")

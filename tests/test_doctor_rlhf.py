@@ -12,6 +12,7 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from command import DEMO, environment, reelign, torchrun
+from diagnosis import complaints, diagnosis
 from reelign.data.clip import Clip
 from reelign.doctor import Finding, examine
 from reelign.doctor.cost import count
@@ -50,13 +51,11 @@ def recipe(*more: str) -> Recipe:
 
 
 def findings(*more: str) -> dict[str, Finding]:
-    found = examine(recipe(*more))
-    assert len({finding.check for finding in found}) == len(found)
-    return {finding.check: finding for finding in found}
+    return diagnosis(recipe(*more))
 
 
 def failed(*more: str) -> dict[str, str]:
-    return {check: finding.sentence for check, finding in findings(*more).items() if not finding.passed}
+    return complaints(recipe(*more))
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from diffusers import (
 from transformers import UMT5Config, UMT5EncoderModel
 
 from reelign.miniature.build import build_tokenizer
+from reelign.models.base import VideoModel
 
 Kind = Literal["2.1", "2.2-a14b", "2.2-5b"]
 KINDS: tuple[Kind, ...] = ("2.1", "2.2-a14b", "2.2-5b")
@@ -59,6 +60,16 @@ def tiny_wan(folder: Path, kind: Kind = "2.1", solver: str = "unipc", shift: flo
     )
     pipeline.save_pretrained(folder)
     return folder
+
+
+def stir(model: VideoModel) -> None:
+    """Let fresh adapters do something: B, which begins at zero, becomes random."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for network in model.denoisers().values():
+            for name, parameter in network.named_parameters():
+                if "lora_B" in name:
+                    parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
 
 
 def _denoiser(channels: int) -> WanTransformer3DModel:

@@ -1,11 +1,9 @@
 """A file that grows plays at every moment, and holds what it says."""
 
-import resource
-from contextlib import contextmanager
-
 import numpy as np
 import pytest
 
+from disk import files_no_larger_than
 from reelign.data.clip import read_clip
 from reelign.data.growing import GrowingClip
 from reelign.errors import ReelignError
@@ -16,17 +14,6 @@ def frames(count: int, height: int = 32, width: int = 48, noise: int = 0) -> np.
     x = np.arange(width)[None, None, :, None] + 4 * np.arange(count)[:, None, None, None]
     ramp = np.broadcast_to(x * 3 % 200, (count, height, width, 3))
     return (ramp + np.random.default_rng(0).integers(0, noise + 1, ramp.shape)).astype(np.uint8)
-
-
-@contextmanager
-def files_no_larger_than(size: int):
-    """The kernel refuses larger files to this process, as it refuses any on a full disk: in the middle of a write."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_the_whole_file_holds_all_frames_at_their_rate(tmp_path):

@@ -1,7 +1,6 @@
 """Every format is loaded again by the library that defines it, and predicts what the exported model predicted."""
 
 import json
-import resource
 from pathlib import Path
 
 import pytest
@@ -11,11 +10,12 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from command import reelign
+from disk import files_no_larger_than
 from reelign.errors import ReelignError
 from reelign.inference.export import export_model
 from reelign.models.adapter import LoraSettings, attach_lora, merge_lora, save_lora
 from reelign.models.load import load_model
-from tiny_wan import KINDS, tiny_wan
+from tiny_wan import KINDS, stir, tiny_wan
 
 EVERYWHERE = LoraSettings(
     rank=4,
@@ -37,12 +37,7 @@ def adapted(base: Path | str, folder: Path, settings: LoraSettings = EVERYWHERE)
     """A model whose adapters do something, and its artifact."""
     model = load_model(base, device="cpu")
     attach_lora(model, settings)
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for network in model.denoisers().values():
-            for name, parameter in network.named_parameters():
-                if "lora_B" in name:
-                    parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    stir(model)
     save_lora(model, folder, base=str(base))
     return model
 
@@ -189,16 +184,10 @@ def test_a_base_that_is_gone_is_named_before_anything_is_written(tmp_path):
     [("diffusers", True), ("diffusers", False), ("comfyui", True), ("comfyui", None), ("peft", None)],
 )
 def test_a_full_disk_leaves_nothing_half_written(tmp_path, form, merge):
-    """A limit on the size of files fails a write as a full disk does: in the middle."""
     adapted(tiny_wan(tmp_path / "wan"), tmp_path / "lora")
     before = {path.name for path in tmp_path.iterdir()}
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
-    try:
-        with pytest.raises(ReelignError, match="Free some space"):
-            export_model(str(tmp_path / "lora"), tmp_path / "out", merge, form)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with files_no_larger_than(10_000), pytest.raises(ReelignError, match="Free some space"):
+        export_model(str(tmp_path / "lora"), tmp_path / "out", merge, form)
     assert {path.name for path in tmp_path.iterdir()} == before
 
 

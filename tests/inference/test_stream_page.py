@@ -1,12 +1,11 @@
 """The page of a stream in a real browser: it plays, switches, stops, and keeps nothing running when it is left."""
 
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from reelign.models.base import VideoModel
 from streaming import BLUE, RED, Served, causal_miniature, served
@@ -18,15 +17,6 @@ Open = Callable[..., Page]
 @pytest.fixture(scope="module")
 def model() -> VideoModel:
     return causal_miniature()
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from torch import nn
 from reelign.errors import ReelignError
 from reelign.models.adapter import LoraSettings, attach_lora, merge_lora, save_lora
 from reelign.models.load import load_model
-from tiny_wan import KINDS, tiny_wan
+from tiny_wan import KINDS, stir, tiny_wan
 
 SETTINGS = LoraSettings(rank=4, alpha=6)
 
@@ -15,12 +15,7 @@ def trained(path, settings=SETTINGS):
     """A model whose adapters do something."""
     model = load_model(path, device="cpu")
     attach_lora(model, settings)
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for network in model.denoisers().values():
-            for name, parameter in network.named_parameters():
-                if "lora_B" in name:
-                    parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    stir(model)
     return model
 
 

@@ -15,7 +15,7 @@ from reelign.models.adapter import LoraSettings, attach_lora, merge_lora, save_l
 from reelign.models.base import VideoModel
 from reelign.models.causal import CausalConfig, KVCache, TextCache, View
 from reelign.models.load import load_model
-from tiny_wan import KINDS, tiny_wan
+from tiny_wan import KINDS, stir, tiny_wan
 
 FRAMES = 12
 SETTINGS = [
@@ -160,9 +160,7 @@ def test_k_gradients_of_the_rollout_are_those_of_the_full_forward(folder, method
         network.requires_grad_(True)
         if method == "lora":
             attach_lora(model, LoraSettings(rank=2))
-            for name, value in network.named_parameters():
-                if "lora_B" in name:
-                    torch.nn.init.normal_(value, std=0.1, generator=torch.Generator().manual_seed(len(name)))
+            stir(model)
         if checkpointing:
             network.enable_gradient_checkpointing()
         network.train()
@@ -198,9 +196,7 @@ def test_k_gradients_of_the_rollout_are_those_of_the_full_forward(folder, method
 def test_k_holds_with_an_adapter_and_after_it_is_saved_and_loaded(folder, tmp_path):
     model = causal(folder, CausalConfig(block=3, window=6, sinks=1))
     attach_lora(model, LoraSettings(rank=2))
-    for name, value in model.pipeline.transformer.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(value, std=0.1, generator=torch.Generator().manual_seed(len(name)))
+    stir(model)
     with torch.no_grad():
         whole = model.velocity(*inputs(model))
         torch.testing.assert_close(rolled_out(model, *inputs(model)), whole, rtol=0, atol=1e-5)

@@ -2,15 +2,14 @@
 
 import json
 import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from checkpoints import newest_weights
-from command import DEMO, TINY, command, environment, reelign, torchrun
+from command import DEMO, TINY, reelign, torchrun
+from forks import Fork
 from reelign.errors import ReelignError
 from reelign.evaluate.battery import BatteryConfig
 from reelign.models.causal import CausalConfig
@@ -113,19 +112,10 @@ def test_the_page_and_the_summary_say_what_it_gives_for_its_cost(one_rank):
 
 @pytest.mark.parametrize(("part", "update"), [("few_step", 3), ("initialise", 1), ("self_forcing", 2)])
 def test_o_a_killed_run_ends_in_the_same_bits(one_rank, tmp_path, part, update):
-    process = subprocess.Popen(
-        command(*arguments(tmp_path)),
-        env=environment(CUDA_VISIBLE_DEVICES=""),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    log, until = place(tmp_path, part) / "metrics.jsonl", time.monotonic() + 180
-    while not (log.exists() and update in rows(tmp_path, part)):
-        assert process.poll() is None
-        assert time.monotonic() < until
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    log = place(tmp_path, part) / "metrics.jsonl"
+    run = Fork(tmp_path, *arguments(tmp_path), CUDA_VISIBLE_DEVICES="")
+    run.signal_when(lambda: log.exists() and update in rows(tmp_path, part), signal.SIGKILL)
+    run.end(-signal.SIGKILL)
     again = reelign(*arguments(tmp_path), CUDA_VISIBLE_DEVICES="")
     assert again.returncode == 0, again.stderr
     wanted, found = weights(one_rank), weights(tmp_path)

@@ -2,15 +2,14 @@
 
 import errno
 import json
-import resource
 import shutil
-from contextlib import contextmanager
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
 
+from disk import files_no_larger_than
 from reelign.errors import ReelignError
 from reelign.train import checkpoint
 from reelign.train.checkpoint import MANIFEST, Checkpoints
@@ -179,17 +178,6 @@ def test_a_damaged_checkpoint_does_not_hinder_the_next(tmp_path):
     for step in (3, 4, 5):
         assert kept.save(step, state(0)[1], 0.1 * step) == kept.latest()
     assert not damaged.exists()
-
-
-@contextmanager
-def files_no_larger_than(size: int):
-    """The kernel refuses larger files to this process, as it refuses any on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_write_that_the_kernel_refuses_is_one_message_and_costs_no_earlier_checkpoint(tmp_path):

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from reelign.doctor.distill_cost import Spent, initialised
 from reelign.doctor.distill_memory import rows_of
 from reelign.doctor.finding import Finding, look, on_all_ranks
-from reelign.doctor.rehearsal import context_in, now, shared_folder, unequal, within_memory
+from reelign.doctor.rehearsal import context_in, equal_ranks, now, shared_folder, within_memory
 from reelign.errors import ReelignError
 from reelign.models.base import Conditions, VideoModel
 from reelign.models.causal import KVCache, TextCache, View
@@ -204,18 +204,10 @@ def _idle(trainer: Trainer, optimizers: dict[str, Optimizer]) -> set[str]:
 
 
 def _ranks(trainer: Trainer) -> str:
-    world = trainer.context.world
     weights = {f"student: {name}": value for name, value in trainer.trainee.parameters.items()}
     if isinstance(trainer, Matching):
         weights |= {f"critic: {name}": value for name, value in trained(trainer.critic).items()}
-    if world.size == 1:
-        return "one; under torchrun this line compares the weights of all ranks after an update."
-    if apart := unequal(world, weights):
-        raise ReelignError(
-            f"after one update {len(apart)} of {len(weights)} trained tensors differ between the ranks, first "
-            f"{apart[0]}: every rank would train a model of its own."
-        )
-    return f"{world.size} ranks hold equal weights after one update, in all {len(weights)} trained tensors."
+    return equal_ranks(trainer.context.world, weights)
 
 
 def _cache(trainer: Trainer) -> str:

@@ -178,6 +178,22 @@ def unequal(world: World, weights: Mapping[str, Tensor]) -> list[str]:
     return [name for name, is_same in zip(weights, same, strict=True) if not is_same]
 
 
+def equal_ranks(world: World, weights: Mapping[str, Tensor]) -> str:
+    """Whether all ranks hold the same trained tensors, after an update.
+
+    Raises:
+        ReelignError: they do not.
+    """
+    if world.size == 1:
+        return "one; under torchrun this line compares the weights of all ranks after an update."
+    if apart := unequal(world, weights):
+        raise ReelignError(
+            f"after one update {len(apart)} of {len(weights)} trained tensors differ between the ranks, first "
+            f"{apart[0]}: every rank would train a model of its own."
+        )
+    return f"{world.size} ranks hold equal weights after one update, in all {len(weights)} trained tensors."
+
+
 @torch.no_grad()
 def _warm_up(trainer: Trainer) -> None:
     """One network evaluation: the first one is slow, and what is timed afterwards speaks for a whole run."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from reelign.doctor.cost import Evaluations
 from reelign.doctor.finding import Finding, look
-from reelign.doctor.rehearsal import Groups, judged, replayed, sample_groups, unequal, without_gradient
+from reelign.doctor.rehearsal import Groups, equal_ranks, judged, replayed, sample_groups, without_gradient
 from reelign.doctor.spread import LEAST_RATIO, Spread, alternatives, dithered, overall, spreads
 from reelign.errors import ReelignError
 from reelign.flow.policy import group_advantages
@@ -53,7 +53,7 @@ def rehearsed(trainer: Trainer, config: RlhfConfig, cost: Callable[[Seconds], st
     if config.algorithm.objective == "grpo":
         yield look("ratio", lambda: first_ratio(told, config.algorithm))
     yield look("gradient", lambda: _gradient(trainer, groups))
-    yield look("ranks", lambda: _ranks(trainer))
+    yield look("ranks", lambda: equal_ranks(trainer.context.world, trainer.trainee.parameters))
     clip = (groups.seconds_decoding + judging) / len(groups.clips)
     yield Finding("cost", True, cost(Seconds(groups.seconds_sampling / groups.nfe, replaying / told.nfe, clip)))
 
@@ -156,16 +156,3 @@ def _gradient(trainer: Trainer, groups: Groups) -> str:
 def _part(name: str) -> str:
     """The denoiser of a trained tensor."""
     return name.partition(".")[0]
-
-
-def _ranks(trainer: Trainer) -> str:
-    """After the step."""
-    world, weights = trainer.context.world, trainer.trainee.parameters
-    if world.size == 1:
-        return "one; under torchrun this line compares the weights of all ranks after an update."
-    if apart := unequal(world, weights):
-        raise ReelignError(
-            f"after one update {len(apart)} of {len(weights)} trained tensors differ between the ranks, first "
-            f"{apart[0]}: every rank would train a model of its own."
-        )
-    return f"{world.size} ranks hold equal weights after one update, in all {len(weights)} trained tensors."

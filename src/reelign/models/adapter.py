@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import math
 import shutil
 from dataclasses import dataclass
@@ -18,9 +17,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from reelign.errors import ReelignError
-from reelign.files import write_atomically
-from reelign.models.base import CARD, VideoModel
-from reelign.models.causal import CAUSAL
+from reelign.models.base import VideoModel, write_card
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 NAME = "default"
@@ -131,12 +128,7 @@ def save_lora(model: VideoModel, folder: Path, base: str) -> None:
                 transformer_lora_layers=adapters,
                 transformer_lora_adapter_metadata=network.peft_config[NAME].to_dict(),
             )
-        card: dict[str, Any] = {"base": base, "kind": "lora"}
-        if model.own_sampler is not None:
-            card["sampler"] = model.own_sampler
-        if model.causal is not None:
-            write_atomically(partial / CAUSAL, model.causal.config.model_dump_json(indent=1))
-        write_atomically(partial / CARD, json.dumps(card, indent=2))
+        write_card(model, partial, {"base": base, "kind": "lora"})
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise ReelignError(f"cannot write the adapter {folder}: {error}. Free some space and run again.") from error

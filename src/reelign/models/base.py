@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,8 +14,9 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from reelign.files import write_atomically
 from reelign.models.block_cache import Cache
-from reelign.models.causal import CausalAttention, CausalConfig
+from reelign.models.causal import CAUSAL, CausalAttention, CausalConfig
 from reelign.models.stream_decoder import StreamDecoder
 
 Conditions = dict[str, Tensor]
@@ -28,6 +30,15 @@ def take(conditions: Conditions, rows: Tensor) -> Conditions:
 
 CARD = "card.json"
 """The file of an artifact that says what it is and where it comes from."""
+
+
+def write_card(model: VideoModel, folder: Path, facts: dict[str, Any]) -> None:
+    """Write the card of an artifact: `facts`, and of a distilled model its sampler and how it sees the past."""
+    if model.own_sampler is not None:
+        facts = {**facts, "sampler": model.own_sampler}
+    if model.causal is not None:
+        write_atomically(folder / CAUSAL, model.causal.config.model_dump_json(indent=1))
+    write_atomically(folder / CARD, json.dumps(facts, indent=2))
 
 
 @dataclass(frozen=True)

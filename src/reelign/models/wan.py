@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,9 +16,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from reelign.errors import ReelignError
-from reelign.files import write_atomically
-from reelign.models.base import CARD, Conditions, NativeSize, VideoModel
-from reelign.models.causal import CAUSAL, CausalAttention, CausalConfig
+from reelign.models.base import Conditions, NativeSize, VideoModel, write_card
+from reelign.models.causal import CausalAttention, CausalConfig
 from reelign.models.stream_decoder import StreamDecoder
 
 TEXT_LENGTH = 512
@@ -192,12 +190,7 @@ class WanModel(VideoModel):
         shutil.rmtree(partial, ignore_errors=True)
         try:
             self.pipeline.save_pretrained(partial)
-            card = {"kind": "full", "native_size": asdict(self.native_size)}
-            if self.own_sampler is not None:
-                card["sampler"] = self.own_sampler
-            if self.causal is not None:
-                write_atomically(partial / CAUSAL, self.causal.config.model_dump_json(indent=1))
-            write_atomically(partial / CARD, json.dumps(card, indent=2))
+            write_card(self, partial, {"kind": "full", "native_size": asdict(self.native_size)})
         except (OSError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise ReelignError(f"cannot write the model {folder}: {error}. Free some space and run again.") from error
