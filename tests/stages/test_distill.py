@@ -113,7 +113,7 @@ def test_the_page_and_the_summary_say_what_it_gives_for_its_cost(one_rank):
 @pytest.mark.parametrize(("part", "update"), [("few_step", 3), ("initialise", 1), ("self_forcing", 2)])
 def test_o_a_killed_run_ends_in_the_same_bits(one_rank, tmp_path, part, update):
     log = place(tmp_path, part) / "metrics.jsonl"
-    run = Fork(tmp_path, *arguments(tmp_path), CUDA_VISIBLE_DEVICES="")
+    run = Fork(tmp_path, *arguments(tmp_path))
     run.signal_when(lambda: log.exists() and update in rows(tmp_path, part), signal.SIGKILL)
     run.end(-signal.SIGKILL)
     again = reelign(*arguments(tmp_path), CUDA_VISIBLE_DEVICES="")

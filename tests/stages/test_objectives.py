@@ -1,5 +1,6 @@
 """Lessons and their losses: invariants (g), (j) and (m) of the method on a toy flow whose optimum is known."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import pytest
@@ -22,9 +23,14 @@ SHAPE = (1, 1, 2, 2)
 class ToyFlow(nn.Module):
     """Exact velocity of data N(mean, 0.3^2) in every dimension; the mean is what a policy can change."""
 
+    causal = block_cache = None
+
     def __init__(self, mean: float = 0.0) -> None:
         super().__init__()
         self.mean = nn.Parameter(torch.tensor(mean))
+
+    def branch(self, name):
+        return nullcontext()
 
     def velocity(self, latents, sigma, conditions):
         sigma = sigma.view(-1, 1, 1, 1, 1)
@@ -124,14 +130,15 @@ def test_m_rectification_narrows_the_gradients_spread_over_the_steps(law):
     assert raw > 1.2
 
 
-class _VelocityLeaf:
+class _VelocityLeaf(ToyFlow):
     """A model whose velocity is a leaf: the toy's exact one."""
 
     def __init__(self, x):
+        super().__init__()
         self.value = torch.zeros_like(x, requires_grad=True)
 
     def velocity(self, latents, sigma, conditions):
-        return ToyFlow().velocity(latents, sigma, conditions).detach() + self.value
+        return super().velocity(latents, sigma, conditions).detach() + self.value
 
 
 @pytest.mark.parametrize("values", [VARIANTS[0], VARIANTS[4], VARIANTS[5]], ids=names)
