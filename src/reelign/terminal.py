@@ -1,4 +1,4 @@
-"""Progress bars with the time that is left."""
+"""What a person at a terminal sees: words, tables, and progress bars with the time that is left."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -17,6 +19,10 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
+
+console = Console()
+errors = Console(stderr=True)
 
 
 def quiet_libraries() -> None:
@@ -55,3 +61,25 @@ def bars(console: Console) -> Iterator[Callable[[str, int, int, str], None]]:
             progress.update(tasks[what], completed=done, total=total, note=note)
 
         yield tell
+
+
+def say(where: Console, words: str) -> None:
+    """Words that are not ours as they are: no markup, no emoji codes, no line breaks."""
+    where.print(words, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def show_table(title: str, header: list[str], rows: list[list[str]]) -> None:
+    """A table on standard output; its first column is text, the others are figures."""
+    table = Table(title=title, title_justify="left")
+    for name in header:
+        table.add_column(name, justify="left" if name == header[0] else "right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def show_result(page: Path, summary: dict[str, Any]) -> None:
+    """The headline of a run, and where its page is."""
+    for number in summary["headline"]:
+        console.print(f"  {number['label']}: [bold]{number['text']}[/]", highlight=False)
+    console.print(f"report: [bold]{page}[/]", highlight=False)

@@ -1,0 +1,52 @@
+"""The command line: one verb per job, thin. Errors that are meant for users are printed alone, with exit status 1."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+
+from rich.markup import escape
+
+from reelign.cli import training
+
+# isort: split
+# The help lists the verbs as they are imported.
+from reelign.cli import miniature, models, prompts, reward
+from reelign.cli.app import app
+from reelign.errors import ReelignError
+from reelign.terminal import errors
+
+__all__ = ["app", "main", "miniature", "models", "prompts", "reward", "training"]
+
+
+def main() -> None:
+    """Entry point of the `reelign` command."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    code = _exit_code()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from reelign.train.parallel import leave
+
+        leave(code)
+    raise SystemExit(code)
+
+
+def _exit_code() -> int:
+    """Run the command that was asked for; what is the user's to mend is said in a sentence."""
+    try:
+        app(standalone_mode=True)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except ReelignError as error:
+        errors.print(f"[bold red]reelign:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        return 1
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        errors.print(f"[bold red]reelign:[/] the disk is full ({escape(str(error))}). What was saved is intact: free")
+        errors.print("some space and run the same command again.")
+        return 1
+    except KeyboardInterrupt:
+        errors.print("[bold red]reelign:[/] stopped; nothing that was saved is lost, the same command goes on.")
+        return 130
+    return 0
