@@ -57,7 +57,7 @@ class Fork:
         self._process.join(300)
         code, said = self._process.exitcode, self.said
         self._process.close()
-        assert code == wanted, said[-3000:]
+        assert code == wanted, f"ended with {code}: {said[-3000:]}"
         return said
 
     def signal_when(self, ready: Callable[[], bool], number: signal.Signals) -> None:

@@ -30,6 +30,7 @@ from reelign.evaluate import battery as battery_module
 from reelign.evaluate.ceilings import miniature_ceilings
 from reelign.evaluate.evaluation import Evaluation
 from reelign.evaluate.gate import Gate
+from reelign.feedback.vote import read_votes
 from reelign.files import write_atomically
 from reelign.flow import match as match_module
 from reelign.judging import Judge
@@ -38,27 +39,34 @@ from reelign.models.load import load_model
 from reelign.provenance import run_facts
 from reelign.recipe import CurateStage, Recipe, dump_recipe
 from reelign.report.page import build_report
+from reelign.rewards.recipe import with_own_reward
 from reelign.stages import causal_init as causal_init_module
 from reelign.stages import distill as distill_module
+from reelign.stages import dpo as dpo_module
 from reelign.stages import enhance as enhance_module
+from reelign.stages import reward as reward_module
 from reelign.stages import rewriting as rewriting_module
 from reelign.stages import rlhf as rlhf_module
 from reelign.stages import sft as sft_module
 from reelign.stages import student as student_module
 from reelign.stages import studio as studio_module
+from reelign.stages import votes as votes_module
 from reelign.stages.context import Progress, StageContext, silent
 from reelign.stages.distill import run_distill
 from reelign.stages.distill_recipe import DistillConfig
+from reelign.stages.dpo import DpoConfig, run_dpo
 from reelign.stages.enhance import run_enhance
 from reelign.stages.enhance_recipe import EnhanceConfig
+from reelign.stages.reward import RewardConfig, run_reward
 from reelign.stages.rlhf import RlhfConfig, run_rlhf
 from reelign.stages.sft import SftConfig, run_sft
+from reelign.stages.votes import VotesConfig, VotesOfPeople, run_votes
 from reelign.train.ledger import Ledger
 from reelign.train.loop import Interrupt
 from reelign.train.parallel import World
 
-STAGES = ("sft", "rlhf", "enhance", "distill")
-"""Training stages in their order, by their key in a recipe."""
+STAGES = ("sft", "dpo", "rlhf", "enhance", "distill")
+"""Stages that make a model, in their order, by their key in a recipe."""
 FOOTAGE = Path(__file__).parent / "miniature" / "assets" / "footage"
 
 
@@ -86,6 +94,14 @@ def run(recipe: Recipe, progress: Progress = silent, command: str | None = None)
         world.stop()
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """What a stage made that is no model: where it is, and the fingerprint of all that went into it."""
+
+    place: Path
+    key: str
+
+
 class _Run:
     """One pass over the stages of a recipe."""
 
@@ -107,12 +123,17 @@ class _Run:
         self._base()
         if recipe.sft is not None:
             self._sft(recipe.sft, dataset)
+        tuned = "sft" if recipe.sft is not None else "base"
+        votes = self._votes(recipe.votes, tuned) if recipe.votes is not None else None
+        reward = self._reward(recipe.reward, votes) if recipe.reward is not None and votes is not None else None
+        if recipe.dpo is not None and votes is not None:
+            self._dpo(recipe.dpo, tuned, votes)
         if recipe.rlhf is not None:
-            self._rlhf(recipe.rlhf, "sft" if recipe.sft is not None else "base")
+            self._rlhf(recipe.rlhf, names[names.index("rlhf") - 1], reward)
         if recipe.enhance is not None:
             self._enhance(recipe.enhance, names[names.index("enhance") - 1])
         if recipe.distill is not None:
-            teacher = next(name for name in ("rlhf", "sft", "base") if name in names)
+            teacher = next(name for name in ("rlhf", "dpo", "sft", "base") if name in names)
             self._distill(recipe.distill, names[names.index("distill") - 1], teacher)
         report = self.folder / "report" / "index.html"
         if self.world.is_main:
@@ -165,9 +186,56 @@ class _Run:
             lambda folder: str(run_sft(self._context(folder, self.recipe.model, dataset), config)),
         )
 
-    def _rlhf(self, config: RlhfConfig, parent: str) -> None:
+    def _votes(self, config: VotesConfig, parent: str) -> Fitted:
+        """Votes of people, and of simulated raters on clips of the parent."""
         made = json.loads((self.folder / parent / "stage.json").read_text(encoding="utf-8"))
-        key = self._key(config, [made["fingerprint"]], rlhf_module)
+        files = [_digest(source.path) for source in config.sources if isinstance(source, VotesOfPeople)]
+        key = self._key(config, [made["fingerprint"], *files], votes_module)
+        return self._fit("votes", key, lambda folder: run_votes(self._context(folder, made["artifact"], None), config))
+
+    def _reward(self, config: RewardConfig, votes: Fitted) -> Fitted:
+        """A reward fitted to the votes."""
+        key = self._key(config, [votes.key], reward_module)
+        parent = self.recipe.model
+        return self._fit(
+            "reward",
+            key,
+            lambda folder: run_reward(self._context(folder, parent, None), config, read_votes(votes.place)),
+        )
+
+    def _fit(self, name: str, key: str, make: Callable[[Path], Path]) -> Fitted:
+        """Make what is no model: it has no battery and no gate."""
+        folder = self.folder / name
+        marker = folder / "stage.json"
+        if not _complete(marker, key):
+            if self.world.is_main:
+                _begin(folder, key)
+            self.world.barrier()
+            place = make(folder)
+            if self.world.is_main:
+                facts = {"name": name, "fingerprint": key, "artifact": str(place)}
+                write_atomically(marker, json.dumps(facts, indent=2))
+            self.world.barrier()
+        return Fitted(Path(json.loads(marker.read_text(encoding="utf-8"))["artifact"]), key)
+
+    def _dpo(self, config: DpoConfig, parent: str, votes: Fitted) -> None:
+        made = json.loads((self.folder / parent / "stage.json").read_text(encoding="utf-8"))
+        key = self._key(config, [made["fingerprint"], votes.key], dpo_module)
+        self._stage(
+            "dpo",
+            "Preference optimisation",
+            parent,
+            key,
+            lambda folder: str(run_dpo(self._context(folder, made["artifact"], None), config, read_votes(votes.place))),
+        )
+
+    def _rlhf(self, config: RlhfConfig, parent: str, reward: Fitted | None) -> None:
+        made = json.loads((self.folder / parent / "stage.json").read_text(encoding="utf-8"))
+        inputs = [made["fingerprint"]]
+        if reward is not None:
+            config = config.model_copy(update={"rewards": with_own_reward(config.rewards, reward.place)})
+            inputs.append(reward.key)
+        key = self._key(config, inputs, rlhf_module)
         self._stage(
             "rlhf",
             "Reinforcement learning",

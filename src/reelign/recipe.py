@@ -11,19 +11,22 @@ import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Self, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from reelign.data.curate import CurateConfig
 from reelign.errors import ReelignError
 from reelign.evaluate.battery import BatteryConfig
 from reelign.sampling.sample import SampleConfig
 from reelign.stages.distill_recipe import DistillConfig
+from reelign.stages.dpo import DpoConfig
 from reelign.stages.enhance_recipe import EnhanceConfig
+from reelign.stages.reward import RewardConfig
 from reelign.stages.rlhf import RlhfConfig
 from reelign.stages.sft import SftConfig
+from reelign.stages.votes import VotesConfig
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -53,9 +56,19 @@ class Recipe(BaseModel):
     battery: BatteryConfig = Field(default_factory=BatteryConfig, description="Prompts, seeds and judge of evaluation.")
     curate: CurateStage | None = Field(default=None, description="Turn footage into a dataset before training.")
     sft: SftConfig | None = Field(default=None, description="Supervised fine-tuning.")
+    votes: VotesConfig | None = Field(default=None, description="Whose votes `reward` and `dpo` learn from.")
+    reward: RewardConfig | None = Field(default=None, description="A reward that is fitted to the votes.")
+    dpo: DpoConfig | None = Field(default=None, description="Preference optimisation on the votes themselves.")
     rlhf: RlhfConfig | None = Field(default=None, description="Reinforcement learning from rewards, after it.")
     enhance: EnhanceConfig | None = Field(default=None, description="A language model that rewrites prompts, after it.")
     distill: DistillConfig | None = Field(default=None, description="A few-step or streaming student, last.")
+
+    @model_validator(mode="after")
+    def _has_votes(self) -> Self:
+        for name in ("reward", "dpo"):
+            if getattr(self, name) is not None and self.votes is None:
+                raise ValueError(f"`{name}:` learns from votes, and there is no `votes:` to say whose")
+        return self
 
     @property
     def folder(self) -> Path:

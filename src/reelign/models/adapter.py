@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import math
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import torch
 from diffusers import WanPipeline
 from peft import LoraConfig, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from torch import nn
@@ -159,3 +162,16 @@ def merge_lora(model: VideoModel) -> None:
     with torch.no_grad():
         model.pipeline.fuse_lora(components=list(model.denoisers()))
         model.pipeline.unload_lora_weights()
+
+
+@contextmanager
+def without_lora(model: VideoModel) -> Iterator[None]:
+    """Within this context the adapters add nothing: the model is its base, without a second copy of it."""
+    layers = [m for network in model.denoisers().values() for m in network.modules() if isinstance(m, LoraLayer)]
+    for layer in layers:
+        layer.set_scale(NAME, 0.0)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.set_scale(NAME, 1.0)

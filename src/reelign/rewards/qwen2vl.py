@@ -55,7 +55,7 @@ class TokenJudge:
             ReelignError: see `HPSv3`.
         """
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.tokenizer = _tokenizer(base)
+        self.tokenizer = tokenizer_of(base)
         self.tokenizer.add_tokens(list(tokens), special_tokens=True)
         self._tokens = torch.tensor(self.tokenizer.convert_tokens_to_ids(list(tokens)), device=self.device)
         config: Any = _config(base)
@@ -111,7 +111,7 @@ class TokenJudge:
         patches, grids = zip(*(patchify(look, vision) for look in looks), strict=True)
         cells = [math.prod(grid) // vision.spatial_merge_size**2 for grid in grids]
         words = self.tokenizer(
-            [_chat(text, kind, count) for text, count in zip(texts, cells, strict=True)],
+            [chat(placeholders(kind, count), text) for text, count in zip(texts, cells, strict=True)],
             padding=True,
             padding_side="right",
             return_tensors="pt",
@@ -132,10 +132,18 @@ class TokenJudge:
         return self._model.rm_head(read.float()).cpu()
 
 
-def _chat(text: str, kind: str, cells: int) -> str:
-    picture = f"<|vision_start|>{f'<|{kind}_pad|>' * cells}<|vision_end|>"
-    system = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+"""What Qwen2-VL and Qwen2.5-VL read first where nothing else is said."""
+
+
+def chat(picture: str, text: str, system: str = SYSTEM) -> str:
+    """One user's turn, a picture and then words, and the opening of the answer."""
     return f"{system}<|im_start|>user\n{picture}{text}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def placeholders(kind: str, cells: int) -> str:
+    """The words that stand for the cells of a picture ("image" or "video")."""
+    return f"<|vision_start|>{f'<|{kind}_pad|>' * cells}<|vision_end|>"
 
 
 def _current_name(name: str) -> str:
@@ -158,14 +166,23 @@ def _config(base: Path) -> Qwen2VLConfig:
     return Qwen2VLConfig.from_dict(found)
 
 
-def _tokenizer(base: Path) -> Any:
+def tokenizer_of(base: Path) -> Any:
+    """The tokenizer in a model's folder.
+
+    Raises:
+        ReelignError: there is no folder or no tokenizer.
+    """
     if not base.is_dir():
-        raise ReelignError(f"there is no folder {base}. Give the local folder of the Qwen2-VL behind the reward.")
+        raise ReelignError(f"there is no folder {base}. Give the local folder of the model behind the reward.")
     try:
-        return AutoTokenizer.from_pretrained(str(base), local_files_only=True)
+        tokenizer: Any = AutoTokenizer.from_pretrained(str(base), local_files_only=True)
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise ReelignError(f"cannot load the tokenizer of {base} ({first}). Are its files complete?") from error
+    # Without tokenizer.json, transformers makes one that knows no words and says nothing.
+    if "<|vision_start|>" not in tokenizer.get_vocab():
+        raise ReelignError(f"the tokenizer of {base} does not know <|vision_start|>. Is it a Qwen-VL's, and complete?")
+    return tokenizer
 
 
 def resized(frames: np.ndarray, least: int, most: int, cell: int = 28) -> Tensor:
@@ -192,14 +209,17 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 """CLIP's statistics of red, green and blue, which Qwen2-VL uses."""
 
 
-def patchify(pixels: Tensor, vision: Any) -> tuple[Tensor, tuple[int, int, int]]:
+def patchify(
+    pixels: Tensor, vision: Any, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD
+) -> tuple[Tensor, tuple[int, int, int]]:
     """A picture (T, 3, H, W) in 0..255 as rows of normalised patches (N, 3 * t * p * p), with its grid (T / t, H / p,
     W / p), as Qwen2-VL's tower takes them: neighbours that will be merged follow each other. The last frame is repeated
     until T is a multiple of t.
     """
     time, side, merge = vision.temporal_patch_size, vision.patch_size, vision.spatial_merge_size
     pixels = torch.cat([pixels, pixels[-1:].expand(-len(pixels) % time, -1, -1, -1)])
-    pixels = (pixels / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    middle, width = (torch.tensor(value, device=pixels.device).view(3, 1, 1) for value in (mean, std))
+    pixels = (pixels / 255 - middle) / width
     grid = (len(pixels) // time, pixels.shape[2] // side, pixels.shape[3] // side)
     split = pixels.view(grid[0], time, 3, grid[1] // merge, merge, side, grid[2] // merge, merge, side)
     return split.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(math.prod(grid), -1), grid

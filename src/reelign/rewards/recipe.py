@@ -95,6 +95,31 @@ class HPSv3Entry(BaseModel):
         return HPSv3(self.path, self.base, self.frames, self.aggregate, self.batch)
 
 
+class LearnedEntry(BaseModel):
+    """A reward that was fitted to votes: the artifact of a `reward` stage."""
+
+    model_config = ConfigDict(extra="forbid")
+    kind: Literal["learned"]
+    path: Path | None = Field(default=None, description="The artifact; that of this run's `reward` stage if empty.")
+    pessimism: float = Field(default=0.0, ge=0, description="Spreads taken off, of a reward that says how sure it is.")
+    batch: int = Field(default=16, ge=1, description="Clips in one forward pass.")
+    weights: Weights = Field(
+        default={"text": 1.0, "visual": 1.0, "motion": 1.0}, description="Weight of each dimension that is learned."
+    )
+
+    def build(self) -> Reward:
+        """The reward.
+
+        Raises:
+            ReelignError: there is none yet, a file is missing, or it cannot be told from chance.
+        """
+        from reelign.rewards.preference import LearnedReward
+
+        if self.path is None:
+            raise ReelignError("the reward `learned` has no path, and this run has fitted none: add a `reward:` stage.")
+        return LearnedReward(self.path, self.pessimism, self.batch)
+
+
 class VlmEntry(ChatEndpoint):
     """A vision-language model behind an OpenAI-compatible endpoint that answers with scores."""
 
@@ -204,13 +229,23 @@ def _imported(path: str) -> Callable[[Sequence[Clip]], Any]:
     return found
 
 
-AnyEntry = MiniatureEntry | PixelsEntry | VideoAlignEntry | HPSv3Entry | VlmEntry | RemoteEntry | FunctionEntry
+AnyEntry = (
+    MiniatureEntry | PixelsEntry | VideoAlignEntry | HPSv3Entry | LearnedEntry | VlmEntry | RemoteEntry | FunctionEntry
+)
 RewardEntry = Annotated[AnyEntry, Field(discriminator="kind")]
 
 
 def build_rewards(entries: Sequence[AnyEntry]) -> RewardSet:
     """All rewards of a recipe."""
     return RewardSet([Weighted(entry.build(), entry.weights) for entry in entries])
+
+
+def with_own_reward(entries: Sequence[AnyEntry], artifact: Path) -> list[AnyEntry]:
+    """The entries of a run whose `reward` stage made `artifact`."""
+    return [
+        entry.model_copy(update={"path": artifact}) if isinstance(entry, LearnedEntry) and entry.path is None else entry
+        for entry in entries
+    ]
 
 
 def pick_entry(entries: Sequence[AnyEntry], which: str) -> AnyEntry:

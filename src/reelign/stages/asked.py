@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ class PromptList(BaseModel):
 
 
 PromptSource = Annotated[MiniaturePrompts | PromptList, Field(discriminator="kind")]
+Item = TypeVar("Item")
 
 
 def build_prompts(sources: Sequence[MiniaturePrompts | PromptList]) -> list[ListedPrompt]:
@@ -61,15 +62,15 @@ def _miniature(source: MiniaturePrompts) -> list[ListedPrompt]:
     return [ListedPrompt(scene.id, make(scene, random).text) for scene in chosen]
 
 
-def drawn(prompts: Sequence[ListedPrompt], positions: range, seed: int) -> list[ListedPrompt]:
-    """The prompts at some places of an endless stream that shuffles the list anew each time it is through.
+def drawn(items: Sequence[Item], positions: range, seed: int) -> list[Item]:
+    """The prompts (or pairs) at some places of an endless stream that shuffles the list anew each time it is through.
 
     A function of its arguments: any rank and any resume sees the same stream.
     """
     found, orders = [], {}
     for position in positions:
-        epoch, place = divmod(position, len(prompts))
+        epoch, place = divmod(position, len(items))
         if epoch not in orders:
-            orders[epoch] = torch.randperm(len(prompts), generator=generator("prompts", seed, epoch)).tolist()
-        found.append(prompts[orders[epoch][place]])
+            orders[epoch] = torch.randperm(len(items), generator=generator("prompts", seed, epoch)).tolist()
+        found.append(items[orders[epoch][place]])
     return found

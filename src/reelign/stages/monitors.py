@@ -1,4 +1,4 @@
-"""What watches reinforcement learning: is the reward still what was meant?
+"""What watches learning from rewards and votes: is the reward still what was meant?
 
 A policy that learns to please its reward may lose what nobody rewarded. At every validation the held-out clips are
 compared, prompt by prompt, with those of the parent: the axes of the held-out judge, the attributes that the parent
@@ -36,7 +36,7 @@ class Alarm:
 
 
 def alarms(
-    parent: Evaluation, now: Evaluation, rewards: Sequence[float], diversity: Sequence[float]
+    parent: Evaluation, now: Evaluation, rewards: Sequence[float], diversity: Sequence[float] = ()
 ) -> tuple[Alarm, ...]:
     """Everything that drifted while the training reward rose.
 
@@ -44,7 +44,7 @@ def alarms(
         parent: the validation before the first update, measured (`run_battery(measured=True)`).
         now: the same battery now.
         rewards: mean training reward of each update so far.
-        diversity: mean distance between the clips of a group, of each update so far.
+        diversity: mean distance between the clips of a group, of each update so far; empty where none are sampled.
     """
     gained = rise(rewards)
     if gained is None or gained <= 0:

@@ -11,15 +11,13 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from reelign.errors import ReelignError
-from reelign.evaluate.battery import run_battery
-from reelign.evaluate.evaluation import Evaluation
 from reelign.flow.policy import Advantages, best_and_worst, group_advantages
 from reelign.models.base import VideoModel
 from reelign.models.load import load_model
@@ -30,30 +28,21 @@ from reelign.sampling.sample import SampleConfig
 from reelign.stages.algorithm import Algorithm
 from reelign.stages.asked import PromptSource, build_prompts, drawn
 from reelign.stages.context import StageContext
-from reelign.stages.monitors import Alarm, alarms, record_alarms
 from reelign.stages.objectives import Told, forward_process_loss, lessons, trajectory_loss
 from reelign.stages.rollout import Place, Rollout, roll_out, rows_of, to_clips
-from reelign.stages.trainee import Trainee, TraineeConfig
-from reelign.train.checkpoint import Checkpoints
-from reelign.train.track import Sink, Tracker
+from reelign.stages.training import WatchedConfig, WatchedTraining
 
 
-class RlhfConfig(TraineeConfig):
+class RlhfConfig(WatchedConfig):
     """Reinforcement learning from rewards. One update samples `prompts_per_update x group_size` clips."""
 
     prompts: list[PromptSource] = Field(min_length=1, description="What is asked for; no videos are needed.")
     rewards: list[RewardEntry] = Field(min_length=1, description="Who judges, and the weight of each dimension.")
     algorithm: Algorithm = Field(default_factory=Algorithm, description="Preset and its changes.")
-    updates: int = Field(default=60, ge=1, description="Optimiser steps.")
     prompts_per_update: int = Field(default=8, ge=1, description="Groups an update, over all ranks.")
     group_size: int = Field(default=8, ge=2, description="Clips a prompt.")
     micro_batch: int = Field(default=32, ge=1, description="Clips that are sampled or trained on at once on a rank.")
     select: int | None = Field(default=None, ge=2, description="Train on this many best and worst clips of a group.")
-    validate_every: int = Field(default=10, ge=1, description="Updates between validations on held-out prompts.")
-    patience: int | None = Field(default=4, ge=1, description="Validations without a new best before it stops early.")
-    alarms_stop: int | None = Field(default=2, ge=1, description="Validations in a row with an alarm that stop it.")
-    save_every: int = Field(default=10, ge=1, description="Updates between checkpoints.")
-    track: list[Sink] = Field(default_factory=list, description="Besides metrics.jsonl: tensorboard, wandb.")
 
     @model_validator(mode="after")
     def _budget_fits(self) -> Self:
@@ -72,8 +61,11 @@ def run_rlhf(context: StageContext, config: RlhfConfig) -> Path:
         return trainer.finish()
 
 
-class Trainer:
-    """The loop and the state that a checkpoint holds."""
+class Trainer(WatchedTraining):
+    """Groups are sampled, scored and learned from; `train` is the loop."""
+
+    stage: ClassVar = "rlhf"
+    followed: ClassVar = ("reward", "diversity")
 
     def __init__(
         self,
@@ -83,8 +75,7 @@ class Trainer:
         context: StageContext,
         config: RlhfConfig,
     ) -> None:
-        self.model, self.rewards, self.judges = model, rewards, judges
-        self.context, self.config, self.algorithm = context, config, config.algorithm
+        self.rewards, self.judges, self.config, self.algorithm = rewards, judges, config, config.algorithm
         if config.prompts_per_update % context.world.size:
             raise ReelignError(
                 f"rlhf.prompts_per_update={config.prompts_per_update} does not divide over {context.world.size} ranks."
@@ -98,62 +89,16 @@ class Trainer:
         self.reference = None
         if self.algorithm.kl:
             self.reference = load_model(context.parent, dtype=context.dtype, device=context.world.device)
-        self.trainee = Trainee(model, config, config.updates, context)
-        self.checkpoints = Checkpoints(context.folder / "checkpoints")
-        self.tracker = Tracker(context.folder, enabled=context.world.is_main, sinks=config.track)
-        self.update, self.best, self.since_best, self.alarmed = 0, float("-inf"), 0, 0
-        self.history: dict[str, list[float]] = {"reward": [], "diversity": []}
+        super().__init__(model, context, config)
 
-    def state(self) -> dict[str, Any]:
-        """What training goes on from; prompts and noise follow from the number of updates done."""
-        return {
-            **self.trainee.state(),
-            "update": self.update,
-            "best": self.best,
-            "since_best": self.since_best,
-            "alarmed": self.alarmed,
-            "history": {"rows": [self.history["reward"], self.history["diversity"]]},
-        }
+    def note(self, numbers: dict[str, float]) -> str:
+        """The mean training reward."""
+        return f"reward {numbers['reward']:.3f}"
 
-    def resume(self) -> None:
-        """Go on from the newest intact checkpoint, if there is one."""
-        latest = self.checkpoints.latest()
-        if latest is not None:
-            values = self.checkpoints.load(latest, self.state())
-            self.update, self.since_best = int(values["update"]), int(values["since_best"])
-            self.best, self.alarmed = float(values["best"]), int(values["alarmed"])
-            self.history = dict(zip(self.history, map(list, values["history"]["rows"]), strict=True))
-        self.tracker.resume(self.update if latest is not None else -1)
-
-    def train(self) -> None:
-        """All updates that are left, unless held-out prompts no longer gain or the monitors see harm."""
-        config, context = self.config, self.context
-        if self.best == float("-inf"):
-            score = self.validated()
-            self.checkpoints.save(0, self.state(), score)  # what only does harm ends as its parent
-        while self.update < config.updates and not self.stale():
-            until = min(config.updates, (self.update // config.validate_every + 1) * config.validate_every)
-            with context.ledger.phase("rlhf/train") as cost:
-                while self.update < until and not context.stopping():
-                    numbers = self.one_update()
-                    self.update += 1
-                    cost.clips += config.prompts_per_update * config.group_size
-                    cost.nfe += int(numbers["nfe"])
-                    for name, values in self.history.items():
-                        values.append(numbers[name])
-                    self.tracker.log(self.update, **numbers)
-                    context.progress("rlhf: train", self.update, config.updates, f"reward {numbers['reward']:.3f}")
-                    if self.update % config.save_every == 0 and self.update < until:
-                        self.checkpoints.save(self.update, self.state())
-            score = self.validated() if self.update == until else None
-            self.checkpoints.save(self.update, self.state(), score)
-            if context.stopping():
-                raise ReelignError(f"stopped after update {self.update} as asked; the same command goes on from here.")
-
-    def stale(self) -> bool:
-        """Whether the held-out score has not risen for `patience` validations, or the last ones all raised an alarm."""
-        patience, bound = self.config.patience, self.config.alarms_stop
-        return (patience is not None and self.since_best >= patience) or (bound is not None and self.alarmed >= bound)
+    @property
+    def clips_an_update(self) -> int:
+        """All clips of all groups."""
+        return self.config.prompts_per_update * self.config.group_size
 
     def one_update(self) -> dict[str, float]:
         """Rollout, reward, advantage, update."""
@@ -274,52 +219,6 @@ class Trainer:
                 worth, noise = advantages[clips.start : clips.stop].to(levels), noise.to(found.latents)
                 loss = forward_process_loss(self.model, found, worth, levels, noise, algorithm, told)
                 yield loss / algorithm.nft_levels
-
-    def validated(self) -> float:
-        """Mean of all axes of the held-out judge on held-out prompts, with the averaged weights and the deployment
-        sampler; remembers whether it is the best so far, and asks the monitors."""
-        context = self.context
-        with context.ledger.phase("rlhf/validate") as cost, self.trainee.ema.swapped():
-            found = run_battery(
-                self.model,
-                context.battery,
-                context.sampler,
-                "validation",
-                progress=lambda done, total: context.progress("rlhf: validate", done, total, f"update {self.update}"),
-                measured=True,
-            )
-            cost.nfe, cost.clips = found.nfe, len(found.items)
-        numbers = {f"validation/{axis}": value for axis, value in found.means().items()}
-        score = sum(numbers.values()) / len(numbers)
-        raised = self.monitored(found)
-        self.tracker.log(self.update, **numbers, **{"validation/mean": score, "alarms": len(raised)})
-        self.since_best = 0 if score > self.best else self.since_best + 1
-        self.best = max(self.best, score)
-        return score
-
-    def monitored(self, now: Evaluation) -> tuple[Alarm, ...]:
-        """Compare with the parent's validation, and write down what is alarming."""
-        kept = self.context.folder / "validation-parent.json"
-        if self.update == 0:
-            if self.context.world.is_main:
-                now.save(kept)
-            self.context.world.barrier()
-            return ()
-        raised = alarms(Evaluation.load(kept), now, self.history["reward"], self.history["diversity"])
-        self.alarmed = self.alarmed + 1 if raised else 0
-        if self.context.world.is_main:
-            record_alarms(self.context.folder / "alarms.json", self.update, raised)
-        return raised
-
-    def finish(self) -> Path:
-        """Write the averaged weights with the best held-out score as the artifact."""
-        best = self.checkpoints.best()
-        if best is not None:
-            self.checkpoints.load(best, self.state())
-        target = self.context.folder / "model"
-        self.trainee.write(target)
-        self.tracker.close()
-        return target
 
 
 class Clock:

@@ -115,7 +115,7 @@ def _dataset(found: TrainingSet, source: DatasetSource, index: int, model: Video
     found.plans.append(f"{dataset}\n{plan}")
     if not plan.windows:
         raise ReelignError(f"no clip of {dataset} fits a bucket:\n{plan}")
-    held = _held_out_sources([str(row["source"]) for row in rows], source.held_out)
+    held = held_out_names([str(row["source"]) for row in rows], source.held_out)
     cache = LatentCache(context.folder.parent / "cache", model)
     total = len(plan.windows)
     encoded = cache.encode(dataset, plan.windows, lambda done, _: context.progress("sft: encode", done, total, ""))
@@ -131,9 +131,9 @@ def _dataset(found: TrainingSet, source: DatasetSource, index: int, model: Video
         found.reconstruction = _reconstruction(dataset, outside, found.held_out[-len(outside) :], model)
 
 
-def _held_out_sources(sources: Sequence[str], share: float) -> set[str]:
-    """Whole source files, chosen by the hash of their name: shots of one film never stand on both sides."""
-    names = sorted(set(sources), key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+def held_out_names(given: Sequence[str], share: float) -> set[str]:
+    """Some of the names (source files, prompts), chosen by their hash: shots of one film never stand on both sides."""
+    names = sorted(set(given), key=lambda name: hashlib.sha256(name.encode()).hexdigest())
     count = round(share * len(names)) if share else 0
     if share and len(names) > 1:
         count = min(max(count, 1), len(names) - 1)

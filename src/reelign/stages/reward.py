@@ -1,0 +1,290 @@
+"""The reward stage: a network is fitted to votes, and becomes a reward like any other (arXiv 2501.13918, section 3.2).
+
+    D = score(A) - score(B) on each axis;   loss = -log P(vote | D), Bradley-Terry with ties (`reelign.flow.ties`)
+
+Prompts are held out, never votes: half of them decide when to stop, the other half say how well the reward agrees with
+people. A reward whose agreement cannot be told from chance is not usable, and says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from reelign.errors import ReelignError
+from reelign.feedback.comparison import axes_of
+from reelign.feedback.vote import Axis, Vote
+from reelign.flow.ties import moderated, probabilities, tie_nll
+from reelign.rewards.preference import PreferenceNetwork, RewardCard
+from reelign.rewards.video_network import VideoNetworkConfig
+from reelign.rewards.vlm_network import VlmNetworkConfig
+from reelign.stages.asked import drawn
+from reelign.stages.context import StageContext
+from reelign.stages.reward_data import Ballot, SeenClips, Side, ballots_of
+from reelign.stages.reward_verdict import Verdict, judged, write_verdict
+from reelign.train.checkpoint import Checkpoints
+from reelign.train.ema import Ema
+from reelign.train.optim import OptimConfig, Optimizer
+from reelign.train.track import Sink, Tracker
+
+NetworkConfig = Annotated[VideoNetworkConfig | VlmNetworkConfig, Field(discriminator="kind")]
+
+
+class RewardConfig(BaseModel):
+    """Fitting a reward to votes. One update looks at `batch_size` votes on pairs, all axes at once."""
+
+    model_config = ConfigDict(extra="forbid")
+    network: NetworkConfig = Field(description="What is fitted.")
+    axes: list[Axis] | None = Field(
+        default=None, min_length=1, description="What it judges; all that was voted on if empty."
+    )
+    k: float = Field(
+        default=2.0, gt=1, description="Width of a tie: equal clips tie with (k - 1) / (k + 1). 5 in VideoAlign."
+    )
+    updates: int = Field(default=400, ge=1, description="Optimiser steps.")
+    batch_size: int = Field(default=32, ge=1, description="Votes an update, over all ranks.")
+    micro_batch: int = Field(default=32, ge=1, description="Votes in one forward pass on a rank: twice as many clips.")
+    optim: OptimConfig = Field(default_factory=OptimConfig, description="AdamW, warm-up and schedule.")
+    ema_decay: float = Field(default=0.98, ge=0, lt=1, description="Average of the weights; it is what is kept.")
+    held_out: float = Field(default=0.2, gt=0, lt=0.9, description="Share of prompts that are not learned from.")
+    validate_every: int = Field(default=50, ge=1, description="Updates between validations.")
+    patience: int | None = Field(default=4, ge=1, description="Validations without a new best before it stops early.")
+    save_every: int = Field(default=50, ge=1, description="Updates between checkpoints.")
+    cache: float = Field(
+        default=4.0, ge=0, description="GiB of clips that are kept in memory, as the network sees them."
+    )
+    track: list[Sink] = Field(default_factory=list, description="Besides metrics.jsonl: tensorboard, wandb.")
+
+
+def run_reward(context: StageContext, config: RewardConfig, votes: Sequence[Vote]) -> Path:
+    """Fit a reward and write it to `context.folder / "model"`; resumes what was begun.
+
+    Raises:
+        ReelignError: there are too few votes, or a clip is missing.
+    """
+    trainer = RewardTrainer(context, config, votes)
+    trainer.resume()
+    trainer.train()
+    return trainer.finish()
+
+
+class RewardTrainer:
+    """The loop and the state that a checkpoint holds."""
+
+    def __init__(self, context: StageContext, config: RewardConfig, votes: Sequence[Vote]) -> None:
+        self.context, self.config = context, config
+        share, rest = divmod(config.batch_size, context.world.size)
+        if rest:
+            raise ReelignError(
+                f"reward.batch_size={config.batch_size} does not divide over {context.world.size} ranks."
+            )
+        self.share = share
+        self.axes = _axes(votes, config.axes)
+        plain = [vote for vote in votes if vote.kind == "plain" and vote.axis in self.axes]
+        self.votes = dict(zip(("training", "validation", "test"), _split(plain, config.held_out), strict=True))
+        self.ballots = {name: ballots_of(found, self.axes) for name, found in self.votes.items()}
+        self.network: PreferenceNetwork = config.network.build(
+            self.axes, context.parent, context.seed, context.world.device
+        )
+        self.clips = SeenClips(self.network, int(config.cache * 2**30))
+        learned = [(name, value) for name, value in self.network.named_parameters() if value.requires_grad]
+        self.learned = dict(learned)
+        self.optimizer = Optimizer(learned, config.optim, total_steps=config.updates)
+        self.ema = Ema(learned, config.ema_decay)
+        self.checkpoints = Checkpoints(context.folder / "checkpoints")
+        self.tracker = Tracker(context.folder, enabled=context.world.is_main, sinks=config.track)
+        self.update, self.best, self.since_best = 0, float("-inf"), 0
+
+    def state(self) -> dict[str, Any]:
+        """What fitting goes on from; the order of votes follows from the number of updates done."""
+        return {
+            "optimizer": self.optimizer,
+            "ema": self.ema,
+            "update": self.update,
+            "best": self.best,
+            "since_best": self.since_best,
+        }
+
+    def resume(self) -> None:
+        """Go on from the newest intact checkpoint, if there is one."""
+        latest = self.checkpoints.latest()
+        if latest is not None:
+            values = self.checkpoints.load(latest, self.state())
+            self.update, self.since_best = int(values["update"]), int(values["since_best"])
+            self.best = float(values["best"])
+        self.tracker.resume(self.update if latest is not None else -1)
+
+    def train(self) -> None:
+        """All updates that are left, unless held-out votes are no longer foreseen better."""
+        config, context = self.config, self.context
+        while self.update < config.updates and not self.stale():
+            until = min(config.updates, (self.update // config.validate_every + 1) * config.validate_every)
+            with context.ledger.phase("reward/train") as cost:
+                while self.update < until and not context.stopping():
+                    numbers = self.one_update()
+                    self.update += 1
+                    cost.clips += 2 * config.batch_size
+                    self.tracker.log(self.update, **numbers)
+                    context.progress("reward: fit", self.update, config.updates, f"loss {numbers['loss']:.3f}")
+                    if self.update % config.save_every == 0 and self.update < until:
+                        self.checkpoints.save(self.update, self.state())
+            score = self.validated() if self.update == until else None
+            self.checkpoints.save(self.update, self.state(), score)
+            if context.stopping():
+                raise ReelignError(f"stopped after update {self.update} as asked; the same command goes on from here.")
+
+    def stale(self) -> bool:
+        """Whether the held-out likelihood has not risen for `patience` validations."""
+        return self.config.patience is not None and self.since_best >= self.config.patience
+
+    def one_update(self) -> dict[str, float]:
+        """One step on `batch_size` votes; every rank takes its share, and gradients are averaged."""
+        world, lr = self.context.world, self.optimizer.lr
+        own = self.drawn()
+        count = world.sum(torch.tensor(float(sum(ballot.count for ballot in own)), device=world.device))
+        total = torch.zeros((), device=world.device)
+        for start in range(0, len(own), self.config.micro_batch):
+            losses = self.losses(own[start : start + self.config.micro_batch])
+            loss = losses.sum() * world.size / count
+            loss.backward()
+            total += loss.detach()
+        for value in self.learned.values():
+            if value.grad is not None:
+                value.grad = world.mean(value.grad)
+        grad_norm = self.optimizer.step()
+        self.ema.update()
+        return {"loss": float(world.mean(total)), "grad_norm": grad_norm, "lr": lr}
+
+    def drawn(self) -> list[Ballot]:
+        """This rank's ballots of the update, from a stream that shuffles them anew each time it is through."""
+        first = self.update * self.config.batch_size + self.context.world.rank * self.share
+        return drawn(self.ballots["training"], range(first, first + self.share), self.context.seed)
+
+    def losses(self, ballots: Sequence[Ballot]) -> Tensor:
+        """Negative log-likelihood of each vote, (votes,)."""
+        difference = self.difference(ballots)
+        worths = torch.stack([ballot.worths for ballot in ballots]).to(difference.device)
+        given = ~worths.isnan()
+        return tie_nll(difference[given], worths[given], self.config.k)
+
+    def difference(self, ballots: Sequence[Ballot]) -> Tensor:
+        """How much better A is on each axis in log-odds, (B, axes); shrunk where the network is not sure."""
+        seen = self.clips([side for ballot in ballots for side in (ballot.a, ballot.b)])
+        scores = self.network(seen).unflatten(0, (-1, 2))
+        difference = scores[:, 0, :, 0] - scores[:, 1, :, 0]
+        if self.network.spread:
+            return moderated(difference, (2 * scores[..., 1]).exp().sum(1))
+        return difference
+
+    @torch.no_grad()
+    def foreseen(self, ballots: Sequence[Ballot]) -> Tensor:
+        """Probabilities of A better, the same and B better by the averaged weights, (B, axes, 3)."""
+        self.network.eval()
+        with self.ema.swapped():
+            parts = [
+                self.difference(ballots[start : start + self.config.micro_batch])
+                for start in range(0, len(ballots), self.config.micro_batch)
+            ]
+        self.network.train()
+        return probabilities(torch.cat(parts).float().cpu(), self.config.k)
+
+    def validated(self) -> float:
+        """Mean log-likelihood of the validation votes, which is logged with the share of right signs."""
+        ballots = self.ballots["validation"]
+        with self.context.ledger.phase("reward/validate"):
+            found = self.foreseen(ballots)
+        worths = torch.stack([ballot.worths for ballot in ballots])
+        given, decided = ~worths.isnan(), worths.abs() == 1
+        of_vote = found.gather(-1, (1 - worths.nan_to_num()).long()[..., None])[..., 0]
+        score = float(of_vote[given].clamp(min=1e-12).log().mean())
+        signs = (found[..., 0] - found[..., 2]).sign() == worths
+        right = float(signs[decided].float().mean()) if bool(decided.any()) else 0.0
+        self.tracker.log(self.update, **{"validation/nll": -score, "validation/accuracy": right})
+        if score > self.best:
+            self.best, self.since_best = score, 0
+        else:
+            self.since_best += 1
+        return score
+
+    def finish(self) -> Path:
+        """Write the averaged weights that foresaw the held-out votes best, with what the test votes say of them."""
+        best = self.checkpoints.best()
+        if best is not None:
+            self.checkpoints.load(best, self.state())
+        verdict = self.tested()
+        target = self.context.folder / "model"
+        if self.context.world.is_main:
+            target.mkdir(parents=True, exist_ok=True)
+            with self.ema.swapped():
+                self.network.save(target)
+            self.card(verdict).save(target)
+            write_verdict(self.context.folder, verdict)
+        self.tracker.close()
+        self.context.world.barrier()
+        return target
+
+    def tested(self) -> Verdict:
+        """Agreement with the votes on prompts that neither taught nor stopped the fit."""
+        ballots = self.ballots["test"]
+        with self.context.ledger.phase("reward/test"):
+            sides = _sides(ballots)
+            scores: dict[str, dict[str, float]] = {
+                side.clip: dict(zip(self.axes, row, strict=True))
+                for side, row in zip(sides, self.scores(sides).tolist(), strict=True)
+            }
+            foreseen = self.foreseen(ballots)
+        return judged(self.votes["test"], self.axes, scores, ballots, foreseen, len(self.votes["training"]))
+
+    @torch.no_grad()
+    def scores(self, sides: Sequence[Side]) -> Tensor:
+        """Raw scores of clips by the averaged weights, float64 (clips, axes)."""
+        self.network.eval()
+        size = 2 * self.config.micro_batch
+        with self.ema.swapped():
+            parts = [self.network(self.clips(sides[start : start + size])) for start in range(0, len(sides), size)]
+        self.network.train()
+        return torch.cat(parts)[..., 0].double().cpu()
+
+    def card(self, verdict: Verdict) -> RewardCard:
+        """What the artifact says of itself; its scores are centred and scaled over the clips it was fitted on."""
+        raw = self.scores(_sides(self.ballots["training"]))
+        return RewardCard(
+            network=self.network.kind,
+            facts=self.network.facts(),
+            axes=self.axes,
+            spread=self.network.spread,
+            centre=dict(zip(self.axes, raw.mean(0).tolist(), strict=True)),
+            scale=dict(zip(self.axes, raw.std(0).clamp(min=1e-6).tolist(), strict=True)),
+            accuracy=verdict.accuracy(),
+            usable=verdict.usable,
+            source=verdict.sources,
+        )
+
+
+def _sides(ballots: Sequence[Ballot]) -> list[Side]:
+    return list(dict.fromkeys(side for ballot in ballots for side in (ballot.a, ballot.b)))
+
+
+def _axes(votes: Sequence[Vote], wanted: Sequence[Axis] | None) -> tuple[Axis, ...]:
+    there = axes_of(votes)
+    if missing := [axis for axis in wanted or () if axis not in there]:
+        raise ReelignError(
+            f"reward.axes: no vote is on {missing[0]!r}; there are votes on {', '.join(there) or 'nothing'}."
+        )
+    return tuple(wanted or there)
+
+
+def _split(votes: Sequence[Vote], held_out: float) -> tuple[list[Vote], list[Vote], list[Vote]]:
+    """Votes for training, validation and test, by the hash of their prompts."""
+    names = sorted({vote.prompt for vote in votes}, key=lambda text: hashlib.sha256(text.encode()).hexdigest())
+    count = max(1, round(held_out * len(names) / 2))
+    if len(names) < 2 * count + 1:
+        raise ReelignError(f"the votes are on {len(names)} prompts; fitting, stopping and testing need 3 or more.")
+    place = {name: number // count for number, name in enumerate(names)}
+    return tuple([vote for vote in votes if min(place[vote.prompt], 2) == part] for part in (2, 0, 1))  # pyright: ignore[reportReturnType]

@@ -1,0 +1,69 @@
+"""A vision-language model that is fitted to votes, on one rank (`update`) or several processes (`update_on_ranks`)."""
+
+import os
+import socket
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from forks import SERVER, environment
+from reelign.data.clip import Clip
+from reelign.flow.ties import tie_nll
+from reelign.rewards.vlm_network import VlmLora, VlmNetwork, VlmNetworkConfig
+from reelign.train.optim import OptimConfig, Optimizer
+from reelign.train.parallel import World, full, leave
+
+PAIRS = ((0, 1), (2, 3))
+
+
+def update(base: Path) -> dict[str, Tensor]:
+    """The weights that learn after three updates on two pairs of clips, shared out over the ranks."""
+    world = World.start()
+    try:
+        small = VlmLora(rank=4, alpha=8, targets=["q_proj", "down_proj"])
+        config = VlmNetworkConfig(kind="vlm", base=base, spread=True, lora=small, least_pixels=1, dtype="float32")
+        network = VlmNetwork(config, ("visual", "text"), device="cpu").train()
+        draw = np.random.default_rng(0)
+        clips = [Clip(draw.integers(0, 256, (8, 64, 64, 3), np.uint8), 4.0, "fox " * n, str(n)) for n in range(4)]
+        seen = network.read(clips)
+        world.shard(network)
+        optimizer = Optimizer(network.named_parameters(), OptimConfig(lr=1e-3, eps=1e-3), total_steps=3)
+        for _ in range(3):
+            mine = PAIRS[world.rank :: world.size]
+            means = network([seen[side] for pair in mine for side in pair])[..., 0]
+            difference = means[0::2] - means[1::2]
+            tie_nll(difference, torch.ones_like(difference), 5.0).mean().backward()
+            optimizer.step()
+        return {name: full(value.detach()) for name, value in network.named_parameters() if value.requires_grad}
+    finally:
+        world.stop()
+
+
+def update_on_ranks(ranks: int, base: Path, out: Path) -> list[dict[str, Tensor]]:
+    """What each of several real processes is left with."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    common = environment(CUDA_VISIBLE_DEVICES="", MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE=str(ranks))
+    processes = []
+    with mock.patch.dict(os.environ, environment(CUDA_VISIBLE_DEVICES="")):  # of the server, when this starts it
+        for rank in range(ranks):
+            own = common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            processes.append(SERVER.Process(target=_rank, args=(own, base, out / f"rank-{rank}.pt")))
+            processes[-1].start()
+    for process in processes:
+        process.join(120)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    assert codes == [0] * ranks
+    return [torch.load(out / f"rank-{rank}.pt") for rank in range(ranks)]
+
+
+def _rank(variables: dict[str, str], base: Path, out: Path) -> None:
+    os.environ.update(variables)
+    torch.save(update(base), out)
+    leave(0)
