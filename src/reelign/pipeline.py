@@ -30,9 +30,11 @@ from reelign.evaluate import battery as battery_module
 from reelign.evaluate.ceilings import miniature_ceilings
 from reelign.evaluate.evaluation import Evaluation
 from reelign.evaluate.gate import Gate
+from reelign.feedback.collected import collected
 from reelign.feedback.vote import read_votes
 from reelign.files import write_atomically
 from reelign.flow import match as match_module
+from reelign.flow import preference as preference_module
 from reelign.judging import Judge
 from reelign.models.base import CARD
 from reelign.models.load import load_model
@@ -44,12 +46,15 @@ from reelign.stages import causal_init as causal_init_module
 from reelign.stages import distill as distill_module
 from reelign.stages import dpo as dpo_module
 from reelign.stages import enhance as enhance_module
+from reelign.stages import preferences as preferences_module
 from reelign.stages import reward as reward_module
+from reelign.stages import reward_data as reward_data_module
 from reelign.stages import rewriting as rewriting_module
 from reelign.stages import rlhf as rlhf_module
 from reelign.stages import sft as sft_module
 from reelign.stages import student as student_module
 from reelign.stages import studio as studio_module
+from reelign.stages import training as training_module
 from reelign.stages import votes as votes_module
 from reelign.stages.context import Progress, StageContext, silent
 from reelign.stages.distill import run_distill
@@ -189,13 +194,13 @@ class _Run:
     def _votes(self, config: VotesConfig, parent: str) -> Fitted:
         """Votes of people, and of simulated raters on clips of the parent."""
         made = json.loads((self.folder / parent / "stage.json").read_text(encoding="utf-8"))
-        files = [_digest(source.path) for source in config.sources if isinstance(source, VotesOfPeople)]
+        files = [_identity(source.path) for source in config.sources if isinstance(source, VotesOfPeople)]
         key = self._key(config, [made["fingerprint"], *files], votes_module)
         return self._fit("votes", key, lambda folder: run_votes(self._context(folder, made["artifact"], None), config))
 
     def _reward(self, config: RewardConfig, votes: Fitted) -> Fitted:
         """A reward fitted to the votes."""
-        key = self._key(config, [votes.key], reward_module)
+        key = self._key(config, [votes.key], reward_module, reward_data_module)
         parent = self.recipe.model
         return self._fit(
             "reward",
@@ -220,7 +225,8 @@ class _Run:
 
     def _dpo(self, config: DpoConfig, parent: str, votes: Fitted) -> None:
         made = json.loads((self.folder / parent / "stage.json").read_text(encoding="utf-8"))
-        key = self._key(config, [made["fingerprint"], votes.key], dpo_module)
+        code = (dpo_module, preferences_module, training_module, preference_module)
+        key = self._key(config, [made["fingerprint"], votes.key], *code)
         self._stage(
             "dpo",
             "Preference optimisation",
@@ -235,7 +241,7 @@ class _Run:
         if reward is not None:
             config = config.model_copy(update={"rewards": with_own_reward(config.rewards, reward.place)})
             inputs.append(reward.key)
-        key = self._key(config, inputs, rlhf_module)
+        key = self._key(config, inputs, rlhf_module, training_module)
         self._stage(
             "rlhf",
             "Reinforcement learning",
@@ -375,6 +381,11 @@ def _complete(marker: Path, key: str) -> bool:
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _identity(place: Path) -> str:
+    """Of votes: a file by its content, a study by what it holds."""
+    return "\n".join(map(str, collected(place))) if place.is_dir() else _digest(place)
 
 
 def _listing(folder: Path) -> str:

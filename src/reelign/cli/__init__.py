@@ -12,12 +12,12 @@ from reelign.cli import training
 
 # isort: split
 # The help lists the verbs as they are imported.
-from reelign.cli import miniature, models, prompts, reward
+from reelign.cli import judge, miniature, models, prompts, reward
 from reelign.cli.app import app
 from reelign.errors import ReelignError
 from reelign.terminal import errors
 
-__all__ = ["app", "main", "miniature", "models", "prompts", "reward", "training"]
+__all__ = ["app", "judge", "main", "miniature", "models", "prompts", "reward", "training"]
 
 
 def main() -> None:

@@ -56,13 +56,13 @@ def bootstrap_mean(
     totals, counts = np.bincount(member, weights=array), np.bincount(member)
     picks = np.random.default_rng(seed).integers(len(index), size=(resamples, len(index)))
     means = totals[picks].sum(1) / counts[picks].sum(1)
-    tail = _expanded_tail(len(index))
+    tail = expanded_tail(len(index))
     low, high = np.quantile(means, [tail, 1 - tail])
     value = float(array.mean())
     return Interval(value, min(float(low), value), max(float(high), value), len(array))
 
 
-def _expanded_tail(clusters: int) -> float:
+def expanded_tail(clusters: int) -> float:
     """The tail whose normal quantile is Student's, with the spread of a resample corrected from 1/n to 1/(n - 1)."""
     if clusters < 2:
         return TAIL

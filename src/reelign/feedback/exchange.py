@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from reelign.errors import ReelignError
-from reelign.feedback.imported import UNKNOWN, Imported, LeftOut, found_at
-from reelign.feedback.label_studio import is_label_studio, read_label_studio
-from reelign.feedback.videoalign_csv import is_videoalign, read_videoalign
-from reelign.feedback.vote import Shown, Verdict, Vote, read_votes
+from reelign.feedback.imported import UNKNOWN, Imported, LeftOut, found_at, named_from
+from reelign.feedback.label_studio import is_label_studio, read_label_studio, write_label_studio
+from reelign.feedback.videoalign_csv import is_videoalign, read_videoalign, write_videoalign
+from reelign.feedback.vote import Shown, Verdict, Vote, read_votes, write_votes
 
 EXPECTED = (
     "expected JSON lines of votes, a CSV with the columns path_A, path_B, prompt and VQ, MQ, TA or Overall "
@@ -61,6 +62,25 @@ def import_votes(path: Path) -> Imported:
     if rows and "vote_type" in rows[0]:
         return _read_genai_bench(path, rows)
     raise ReelignError(f"{path} holds no votes that are known here: {EXPECTED}.")
+
+
+def export_votes(path: Path, votes: Sequence[Vote], form: Literal["jsonl", "videoalign", "label-studio"]) -> list[str]:
+    """Write votes; clips are named as seen from the file.
+
+    Returns:
+        What the layout cannot say of them, in sentences.
+    """
+    if form == "videoalign":
+        absent = write_videoalign(path, votes)
+        others = sum(vote.kind != "plain" for vote in votes)
+        notes = [f"{others} gold and repeated votes are left out: this layout has no word for them."] if others else []
+        return notes + [f"{clip} is not here: its frame rate and count are left empty." for clip in absent]
+    if form == "label-studio":
+        write_label_studio(path, votes)
+        return []
+    sides = [[Shown(side.model, named_from(path, side.clip)) for side in (vote.a, vote.b)] for vote in votes]
+    write_votes(path, [replace(vote, a=a, b=b) for vote, (a, b) in zip(votes, sides, strict=True)])
+    return []
 
 
 def _text(path: Path) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from reelign.evaluate.statistics import Interval, _expanded_tail
+from reelign.evaluate.statistics import Interval, expanded_tail
 
 RESAMPLES = 2000
 PRETENDED = 0.5
@@ -52,13 +52,13 @@ def resampled(of_prompt: np.ndarray, seed: int, resamples: int) -> np.ndarray:
     """Sums over as many prompts as there are, drawn with replacement (resamples, ...)."""
     prompts = len(of_prompt)
     picks = np.random.default_rng(seed).integers(prompts, size=(resamples, prompts))
-    times = np.zeros((resamples, prompts))
-    np.add.at(times, (np.arange(resamples)[:, None], picks), 1)
+    row = np.arange(resamples)[:, None] * prompts
+    times = np.bincount((picks + row).ravel(), minlength=picks.size).reshape(picks.shape)
     return (times @ of_prompt.reshape(prompts, -1)).reshape(resamples, *of_prompt.shape[1:])
 
 
 def interval(value: float, drawn: np.ndarray, prompts: int, n: int) -> Interval:
     """The expanded percentile interval of what was drawn; it always holds the value."""
-    tail = _expanded_tail(prompts)
+    tail = expanded_tail(prompts)
     low, high = np.nanquantile(drawn, [tail, 1 - tail])
     return Interval(value, min(float(low), value), max(float(high), value), n)

@@ -95,7 +95,8 @@ def turned(verdict: Verdict) -> Verdict:
 
 
 def write_votes(path: Path, votes: Iterable[Vote]) -> None:
-    """Write JSON lines; a half-written file never bears the name."""
+    """Write JSON lines; a half-written file never bears the name. Clips are written as the votes name them: relative
+    to the file, or absolute (`exchange.export_votes` makes them so)."""
     write_atomically(path, "".join(json.dumps(_row(vote), ensure_ascii=False) + "\n" for vote in votes))
 
 

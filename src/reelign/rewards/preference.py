@@ -80,7 +80,7 @@ class RewardCard:
         spread: whether it says how sure it is.
         centre, scale: by axis, mean and deviation of its raw scores over the clips of its training votes.
         accuracy: by axis, agreement with held-out votes that were no ties: value, low, high and n.
-        usable: whether every axis agrees with people better than chance, its interval included.
+        usable: by axis, whether it agrees with people better than chance, its interval included.
         source: of the votes: person, simulated or model, with their numbers.
     """
 
@@ -91,7 +91,7 @@ class RewardCard:
     centre: dict[str, float]
     scale: dict[str, float]
     accuracy: dict[str, dict[str, float]]
-    usable: bool
+    usable: dict[str, bool]
     source: dict[str, int]
     kind: str = field(default=KIND)
 
@@ -124,36 +124,41 @@ class LearnedReward(Reward):
     name = "learned"
 
     def __init__(
-        self, folder: Path, pessimism: float = 0.0, batch: int = 16, device: torch.device | str | None = None
+        self,
+        folder: Path,
+        pessimism: float = 0.0,
+        batch: int = 16,
+        axes: Sequence[str] = (),
+        device: torch.device | str | None = None,
     ) -> None:
-        """Load the artifact of a `reward` stage.
+        """Load the artifact of a `reward` stage; its dimensions are the axes on which it can be told from chance.
 
         Args:
             folder: the artifact.
             pessimism: spreads that are taken off the mean, where the network says how sure it is.
             batch: clips in one forward pass.
+            axes: those that will be asked for.
             device: where to compute; by default the CUDA device when there is one.
 
         Raises:
-            ReelignError: a file is missing or does not fit; the reward cannot be told from chance; it is asked for
-                pessimism and has no spread.
+            ReelignError: a file is missing or does not fit; the reward cannot be told from chance on one of `axes`, or
+                on all that it has; it is asked for pessimism and has no spread.
         """
         self.card = RewardCard.load(folder)
-        if not self.card.usable:
-            poor = ", ".join(
-                f"{axis} {found['value']:.0%} [{found['low']:.0%}, {found['high']:.0%}]"
-                for axis, found in self.card.accuracy.items()
-            )
+        sure = [axis for axis in self.card.axes if self.card.usable[axis]]
+        poor = [axis for axis in self.card.axes if axis not in sure and (axis in axes or not sure)]
+        if poor:
+            said = ", ".join(f"{axis} {_percent(self.card.accuracy[axis])}" for axis in poor)
             raise ReelignError(
-                f"the reward {folder} cannot be told from chance on held-out votes ({poor}): collect more votes, or "
-                "leave the axis out."
+                f"the reward {folder} cannot be told from chance on held-out votes ({said}): collect more votes, or "
+                "give the axis no weight."
             )
         if pessimism and not self.card.spread:
             raise ReelignError(f"the reward {folder} does not say how sure it is; fit it with `spread: true`.")
         where = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.network = load_network(folder, self.card, where).eval().requires_grad_(False)
         self.needs, self.pessimism, self.batch = self.network.needs, pessimism, batch
-        self.dimensions = dict.fromkeys(self.card.axes, Range())
+        self.dimensions = dict.fromkeys(sure, Range())
 
     def score(self, clips: Sequence[Clip]) -> dict[str, np.ndarray]:
         """Scores of clips that fit `needs`."""
@@ -164,6 +169,7 @@ class LearnedReward(Reward):
         return {
             axis: (column - card.centre[axis]) / card.scale[axis]
             for axis, column in zip(card.axes, columns, strict=True)
+            if axis in self.dimensions
         }
 
 
@@ -187,3 +193,7 @@ def load_network(folder: Path, card: RewardCard, device: torch.device | str) -> 
     if card.network not in kinds:
         raise ReelignError(f"{folder} holds a reward network {card.network!r}; known are {', '.join(kinds)}.")
     return kinds[card.network].load(folder, card.facts, device)
+
+
+def _percent(found: dict[str, float]) -> str:
+    return f"{found['value']:.0%} [{found['low']:.0%}, {found['high']:.0%}]"

@@ -117,7 +117,7 @@ class LearnedEntry(BaseModel):
 
         if self.path is None:
             raise ReelignError("the reward `learned` has no path, and this run has fitted none: add a `reward:` stage.")
-        return LearnedReward(self.path, self.pessimism, self.batch)
+        return LearnedReward(self.path, self.pessimism, self.batch, tuple(self.weights))
 
 
 class VlmEntry(ChatEndpoint):

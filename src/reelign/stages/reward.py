@@ -262,7 +262,7 @@ class RewardTrainer:
             centre=dict(zip(self.axes, raw.mean(0).tolist(), strict=True)),
             scale=dict(zip(self.axes, raw.std(0).clamp(min=1e-6).tolist(), strict=True)),
             accuracy=verdict.accuracy(),
-            usable=verdict.usable,
+            usable={str(axis): found.usable for axis, found in verdict.axes.items()},
             source=verdict.sources,
         )
 

@@ -49,9 +49,9 @@ class Verdict:
     sources: dict[str, int]
 
     @property
-    def usable(self) -> bool:
-        """Whether every axis is."""
-        return all(found.usable for found in self.axes.values())
+    def usable(self) -> dict[Axis, bool]:
+        """Which axes are."""
+        return {axis: found.usable for axis, found in self.axes.items()}
 
     def accuracy(self) -> dict[str, dict[str, float]]:
         """Agreement without ties by axis, as the card has it."""

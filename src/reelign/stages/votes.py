@@ -10,6 +10,7 @@ learned from votes is judged by somebody who never voted.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,7 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from reelign.data.clip import Clip, write_clip
 from reelign.data.prompts import ListedPrompt
 from reelign.errors import ReelignError
-from reelign.feedback.exchange import read_any
+from reelign.feedback.collected import collected
+from reelign.feedback.imported import named_from
 from reelign.feedback.simulate import RaterConfig, ScoredPair, simulated_votes
 from reelign.feedback.vote import Shown, Vote, missing_clips, read_votes, write_votes
 from reelign.models.base import VideoModel
@@ -78,13 +80,13 @@ def run_votes(context: StageContext, config: VotesConfig) -> Path:
         own = _given(source) if isinstance(source, VotesOfPeople) else _Simulation(context, source, number).votes()
         found += own
     if context.world.is_main:
-        write_votes(context.folder / VOTES, [_seen_from(context.folder, vote) for vote in found])
+        write_votes(context.folder / VOTES, [_seen_from(context.folder / VOTES, vote) for vote in found])
     context.world.barrier()
     return context.folder / VOTES
 
 
 def _given(source: VotesOfPeople) -> list[Vote]:
-    votes = read_any(source.path)
+    votes = collected(source.path)
     if not votes:
         raise ReelignError(f"{source.path} holds no vote.")
     if missing := missing_clips(votes):
@@ -92,16 +94,9 @@ def _given(source: VotesOfPeople) -> list[Vote]:
     return votes
 
 
-def _seen_from(folder: Path, vote: Vote) -> Vote:
-    """The vote with paths as they are written into `folder`."""
-    from dataclasses import replace
-
-    a, b = (Shown(side.model, str(Path(side.clip).resolve())) for side in (vote.a, vote.b))
-    home = folder.resolve()
-    a, b = (
-        Shown(s.model, str(Path(s.clip).relative_to(home)) if Path(s.clip).is_relative_to(home) else s.clip)
-        for s in (a, b)
-    )
+def _seen_from(file: Path, vote: Vote) -> Vote:
+    """The vote with its clips as `file` names them."""
+    a, b = (Shown(side.model, named_from(file, side.clip)) for side in (vote.a, vote.b))
     return replace(vote, a=a, b=b)
 
 
@@ -142,7 +137,7 @@ class _Simulation:
                 write_votes(
                     self._place(start),
                     [
-                        _seen_from(self.parts, vote)
+                        _seen_from(self._place(start), vote)
                         for vote in simulated_votes(pairs, config.raters, config.rater, context.seed)
                     ],
                 )
