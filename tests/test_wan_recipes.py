@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 import trl
+import yaml
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM, UMT5Config, UMT5EncoderModel
 
 from command import ROOT, reelign, torchrun
 from footage import pan, write
+from reelign.data.clip import write_clip
 from reelign.data.curate import CurateConfig, curate
 from reelign.data.pairs import inverted, write_pairs
 from reelign.data.prompts import read_prompts
@@ -21,10 +23,14 @@ from reelign.doctor.cost import clips_at_most
 from reelign.doctor.distill_cost import count
 from reelign.doctor.distill_memory import distill_memory
 from reelign.doctor.language import enhance_memory
+from reelign.evaluate.battery import BatteryConfig
+from reelign.feedback.vote import AXES, Shown, Vote, write_votes
 from reelign.models.base import VideoModel
 from reelign.models.load import load_model
 from reelign.recipe import load_recipe
+from reelign.sampling.sample import SampleConfig
 from tiny_language import tiny_language
+from tiny_qwen import tiny_whole
 from tiny_wan import tiny_wan
 
 PROMPTS = ROOT / "recipes" / "prompts.txt"
@@ -76,6 +82,7 @@ SMALL_DISTILL = (
 DISTILL = "wan21-1.3b-distill"
 RECIPES = ["wan21-1.3b-lora", "wan21-1.3b-full"]
 RL_RECIPES = ["wan21-1.3b-rlhf-lora", "wan21-1.3b-rlhf-full"]
+FEEDBACK = "wan21-1.3b-feedback"
 CHAT_TEMPLATES = {
     "wan21-1.3b-enhance-qwen3-4b": "qwen3_instruct_2507",
     "wan21-1.3b-enhance-qwen3-0.6b": "qwen3",
@@ -155,7 +162,7 @@ def test_bfloat16_trains_on_two_ranks_as_on_one(place, name):
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
-@pytest.mark.parametrize("name", RL_RECIPES)
+@pytest.mark.parametrize("name", [*RL_RECIPES, FEEDBACK])
 def test_an_rl_recipe_fits_its_gpus_and_its_header_counts_what_it_costs(name):
     """Groups branch after 5.5 of 20 guided steps in the mean; validations and two batteries sample whole clips."""
     path = ROOT / "recipes" / f"{name}.yaml"
@@ -221,6 +228,64 @@ def test_two_ranks_learn_what_one_rank_learns_from_the_rl_recipe_for_eight(rl_al
     for one, two in zip(wanted, found, strict=True):
         for number in ("reward", "grad_norm", "learned", "nfe"):
             assert two[number] == pytest.approx(one[number], rel=2e-3), number
+
+
+def voted(root: Path) -> Path:
+    """A file of votes of people: of two clips of a prompt the bright one is better, whatever is asked."""
+    votes = []
+    for number in range(24):
+        clips = []
+        for name, light in (("dark", 0.2), ("bright", 1.0)):
+            clips.append(root / "votes" / f"{number}-{name}.mp4")
+            write_clip(clips[-1], (light * pan(number, 9)[:, :32, :48]).astype(np.uint8), 16)
+        a, b = (Shown(name, str(clip)) for name, clip in zip(("dark", "bright"), clips, strict=True))
+        pair = (f"{number}", f"words of prompt {number}", a, b)
+        votes += [Vote(*pair, axis, "bad", "ann", 4.0, "a", "plain", "person") for axis in AXES]
+    write_votes(root / "votes" / "votes.jsonl", votes)
+    return root / "votes" / "votes.jsonl"
+
+
+def test_the_feedback_recipe_counts_the_clips_that_its_reward_sees_and_explains_its_study():
+    path = ROOT / "recipes" / f"{FEEDBACK}.yaml"
+    recipe, header = load_recipe(path), path.read_text(encoding="utf-8").partition("name:")[0]
+    assert f"= {2 * recipe.reward.updates * recipe.reward.batch_size:,} clips" in header
+    lines = [
+        line.removeprefix("#   ") for line in header.splitlines() if line.startswith(("#   battery", "#   sampler"))
+    ]
+    study = yaml.safe_load("\n".join(lines))
+    asked = BatteryConfig.model_validate(study["battery"])
+    assert SampleConfig.model_validate(study["sampler"]) == recipe.sampler
+    for name in ("frames", "height", "width", "fps"):
+        assert getattr(asked, name) == getattr(recipe.battery, name)
+    assert asked.prompts == recipe.rlhf.prompts[0].path != recipe.battery.prompts
+
+
+def test_the_feedback_recipe_runs_from_votes_to_its_report_in_small(place):
+    small = [
+        *(setting for setting in SMALL_RL if not setting.startswith("rlhf.rewards")),
+        f"votes.sources=[{{kind: file, path: {voted(place)}}}]",
+        f"reward.network.base={tiny_whole(place / 'qwen', 'qwen2_vl')}",
+        "reward.network.dtype=float32",
+        "reward.network.least_pixels=784",
+        "reward.updates=20",
+        "reward.batch_size=8",
+        "reward.optim.lr=1.0e-2",
+        "reward.held_out=0.5",
+        "reward.validate_every=10",
+    ]
+    done = reelign(
+        "run", ROOT / "recipes" / f"{FEEDBACK}.yaml", f"name={FEEDBACK}", *tiny_model(place), *small,
+        CUDA_VISIBLE_DEVICES="",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    run = place / "runs" / FEEDBACK
+    assert (run / "report" / "index.html").exists()
+    card = json.loads((run / "reward" / "model" / "card.json").read_text())
+    assert card["usable"] == {"visual": True, "motion": True, "text": True}
+    assert set(card["source"]) == {"person"}
+    for row in rl_updates(run):
+        assert {"reward/learned.visual", "reward/learned.motion", "reward/learned.text"} <= row.keys()
+        assert row["ratio_drift"] < 1e-5
 
 
 def enhance_overrides(root: Path, name: str) -> list[str]:

@@ -1,5 +1,7 @@
 """What a user may name as an entrant."""
 
+import json
+
 import pytest
 import yaml
 
@@ -12,6 +14,7 @@ from reelign.feedback.study import StudySettings, open_study
 from reelign.models.load import load_model
 from reelign.sampling.sample import SampleConfig
 from studies import moving
+from tiny_wan import tiny_wan
 
 BATTERY = BatteryConfig(count=3, validation_count=2, keep_clips=3)
 FAST = SampleConfig(steps=2, guidance_scale=1.0)
@@ -43,6 +46,21 @@ def test_an_evaluation_and_a_model_that_is_sampled_now_have_the_same_prompts_and
     ]
     for one, other in zip(kept.clips, sampled.clips, strict=True):  # the same model and noise: the same clip
         assert abs(read_clip(one.file).frames.astype(int) - read_clip(other.file).frames).mean() < 2
+
+
+def test_a_model_makes_clips_of_its_own_size_where_the_battery_names_none(tmp_path):
+    """A tiny Wan whose card says 9 x 32 x 48 at 16 fps; the miniature's battery has 17 x 32 x 32 at 8."""
+    tiny_wan(tmp_path / "wan")
+    size = {"frames": 9, "height": 32, "width": 48, "fps": 16.0}
+    (tmp_path / "wan" / "card.json").write_text(json.dumps({"kind": "full", "native_size": size}))
+    (tmp_path / "prompts.txt").write_text("a dog\na cat\n")
+    battery, _ = read_battery(tmp_path / "prompts.txt")
+    found = entrant_of(str(tmp_path / "wan"), "wan", battery, FAST, tmp_path / "own")
+    clip = read_clip(found.clips[1].file)
+    assert (clip.frames.shape, clip.fps) == ((9, 32, 48, 3), 16.0)
+    smaller = battery.model_validate(battery.model_dump(exclude_unset=True) | {"frames": 5})
+    found = entrant_of(str(tmp_path / "wan"), "wan", smaller, FAST, tmp_path / "smaller")
+    assert read_clip(found.clips[1].file).frames.shape == (5, 32, 48, 3)
 
 
 def test_a_new_study_is_made_of_a_model_and_an_evaluation(evaluated, tmp_path):

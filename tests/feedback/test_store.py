@@ -210,7 +210,7 @@ def test_a_database_holds_one_study(listed, url):
 
 def test_tables_of_another_version_are_refused(listed, url):
     listed.store.database.write(lambda connection: connection.exec_driver_sql("UPDATE facts SET value = '99'"))
-    with pytest.raises(ReelignError, match="has tables of version 99; this reelign knows 1"):
+    with pytest.raises(ReelignError, match="has tables of version 99; this reelign knows 2"):
         open_database(url)
 
 

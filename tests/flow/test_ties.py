@@ -1,4 +1,4 @@
-"""Bradley-Terry with ties: three probabilities that sum to one, and their likelihood against autograd and closed form."""
+"""Bradley-Terry with ties: probabilities that sum to one, and their likelihood against autograd and closed form."""
 
 import math
 

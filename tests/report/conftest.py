@@ -1,6 +1,7 @@
 """A complete small run on disk, whose numbers can be worked out by hand."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from reelign.data.clip import write_clip
 from reelign.data.manifest import DROPPED, DROPPED_COLUMNS, KEPT_COLUMNS, MANIFEST, write_table
 from reelign.evaluate.evaluation import Evaluation, Item
+from reelign.feedback.vote import Axis, Shown, Verdict, Vote, write_votes
 
 FPS, FRAMES, SIDE = 8.0, 17, 32
 PROMPTS = {"a": "a red square moving right", "b": "two <b>bold</b> & 'odd' words", "c": "a ring", "d": "a blue circle"}
@@ -147,3 +149,72 @@ def enhanced(run: Path) -> Path:
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return run
+
+
+VERDICTS: dict[Axis, tuple[Verdict, ...]] = {"text": ("good", "same", "bad", "same"), "overall": ("good",) * 4}
+AGREEMENT = {
+    "without_ties": {"value": 0.7, "low": 0.6, "high": 0.8, "n": 90},
+    "with_ties": {"value": 0.55, "low": 0.45, "high": 0.65, "n": 120},
+    "threshold": 0.1,
+    "votes": 120,
+    "unscored": 0,
+}
+CHANCE = AGREEMENT | {"without_ties": {"value": 0.52, "low": 0.4, "high": 0.64, "n": 60}, "with_ties": None}
+CALIBRATION = {
+    "error": 0.04,
+    "nll": 0.9,
+    "chance": 1.05,
+    "bins": [{"promised": 0.2, "came": 0.25, "votes": 30}, {"promised": 0.9, "came": 1.0, "votes": 90}],
+}
+REWARDS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4)
+GOLD = {0: 0.5, 4: 0.6, 8: 0.4}
+
+
+@pytest.fixture
+def asked(run: Path) -> Path:
+    """The same run with simulated votes, a reward that was fitted to them, and reinforcement learning from it."""
+    write_run_votes(run / "votes" / "votes.jsonl")
+    parts = {"votes: person": AGREEMENT, "votes: simulated": CHANCE}
+    axes = {
+        "text": {"agreement": AGREEMENT, "parts": parts, "calibration": CALIBRATION},
+        "overall": {"agreement": CHANCE, "parts": {}, "calibration": CALIBRATION},
+    }
+    verdict = {"axes": axes, "training_votes": 960, "test_votes": 240, "sources": {"simulated": 240}}
+    write(run / "reward" / "agreement.json", verdict | {"usable": {"text": True, "overall": False}})
+    rows = [{"step": step, "loss": 1 / step} for step in range(1, 9)]
+    write_rows(run / "reward" / "metrics.jsonl", rows)
+    with (run / "ledger.jsonl").open("a", encoding="utf-8") as file:
+        for row in (("votes", 20, 800, 100, 50, True), ("reward/train", 90, 0, 640, 50, True)):
+            file.write(json.dumps({"tokens": 0, **dict(zip(COLUMNS, row, strict=True))}) + "\n")
+    folder = run / "rlhf"
+    evaluation("sft").save(folder / "evaluation.json")
+    facts = {"name": "rlhf", "title": "Reinforcement learning", "artifact": "runs/example/rlhf/model", "parent": "sft"}
+    write(folder / "stage.json", facts | {"gate": {"passed": True, "reasons": []}})
+    # Parent's clips by the mean of their axes: 0.4 and 0.6, a deviation of 0.1 around 0.5.
+    items = [Item(str(n), PROMPTS["a"], 0, {"text": v, "visual": v}, {}) for n, v in enumerate((0.4, 0.6))]
+    Evaluation({}, ("text", "visual"), tuple(items)).save(folder / "validation-parent.json")
+    rows = [{"step": n, "reward": value, "spread/learned.text": 0.1} for n, value in enumerate(REWARDS, 1)]
+    rows += [{"step": n, "validation/mean": v, "validation/text": v, "validation/visual": v} for n, v in GOLD.items()]
+    write_rows(folder / "metrics.jsonl", sorted(rows, key=lambda row: row["step"]))
+    sentence = "While the training reward rose by 0.8, text of the held-out judge fell from 0.500 to 0.400."
+    write(folder / "alarms.json", {"alarms": [{"update": 8, "name": "held-out text", "sentence": sentence}]})
+    begun = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    write(run / "run.json", begun | {"stages": ["base", "sft", "rlhf"]})
+    (run / "recipe.yaml").write_text("rlhf: {prompts_per_update: 4}", encoding="utf-8")
+    return run
+
+
+def write_run_votes(path: Path) -> None:
+    """Four pairs on two prompts, on two axes, and one hidden repeat."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sides = Shown("base", "clips/a.mp4"), Shown("base", "clips/b.mp4")
+    votes = [
+        Vote(f"{n}", "ab"[n % 2], *sides, axis, verdict, "simulated-1", 5.0, "a", "plain", "simulated")
+        for axis, verdicts in VERDICTS.items()
+        for n, verdict in enumerate(verdicts)
+    ]
+    write_votes(path, [*votes, replace(votes[0], kind="repeat")])
+
+
+def write_rows(path: Path, rows: list[dict[str, float]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -147,6 +147,29 @@ def test_enhancement_fits_the_page_and_its_clips_play_with_the_others(
     assert len(times(page)) == 12
 
 
+@pytest.mark.parametrize("width", [360, 390, 1280])
+def test_feedback_fits_the_page(asked: Path, open_page: Open, width: int) -> None:
+    page = open_page(width=width, height=800)
+    assert page.get_by_role("heading", name="Human feedback").is_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_bin_of_the_reliability_diagram_lies_where_its_numbers_say(asked: Path, open_page: Open) -> None:
+    page = open_page()
+    places = page.evaluate("""() => [...document.querySelector(".relia").querySelectorAll("i")].map((dot) => {
+      const box = dot.parentElement.getBoundingClientRect(), own = dot.getBoundingClientRect();
+      return [(own.x + own.width / 2 - box.x) / box.width, (box.bottom - own.y - own.height / 2) / box.height];
+    })""")
+    assert places == [pytest.approx([0.2, 0.25], abs=0.02), pytest.approx([0.9, 1.0], abs=0.02)]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_feedback_stands_out_from_its_ground_by_day_and_by_night(asked: Path, open_page: Open, scheme: str) -> None:
+    for front, back, words in open_page(color_scheme=scheme).evaluate(WORDS_AND_GROUNDS):
+        bright, dim = sorted((luminance(front), luminance(back)), reverse=True)
+        assert (bright + 0.05) / (dim + 0.05) >= 4.5, (words, front, back)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_words_stand_out_from_their_ground_by_day_and_by_night(open_page: Open, scheme: str) -> None:
     page = open_page(color_scheme=scheme)

@@ -164,3 +164,39 @@ def test_a_damaged_file_is_an_error_that_names_it(run: Path, name: str) -> None:
 def test_a_folder_that_is_no_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ReelignError, match=r"is no run: run\.json is missing"):
         summarise(tmp_path)
+
+
+def test_votes_are_counted_and_repeats_tell_nothing_of_the_clips(asked: Path) -> None:
+    found = summarise(asked)["votes"]
+    # Four pairs on two axes, and one hidden repeat; on text two of four are ties.
+    assert found["votes"] == 9 and found["kinds"] == {"plain": 8, "repeat": 1}
+    assert (found["pairs"], found["prompts"], found["raters"], found["models"]) == (4, 2, 1, ["base"])
+    assert found["axes"] == {"text": {"votes": 4, "ties": 0.5}, "overall": {"votes": 4, "ties": 0.0}}
+    assert found["sources"] == {"simulated": 9} and found["simulated_share"] == 1.0
+    assert not found["page"]
+    assert found["cost"]["nfe"] == 800
+
+
+def test_what_held_out_votes_say_of_a_fitted_reward_is_there_by_axis(asked: Path) -> None:
+    found = summarise(asked)["reward"]
+    assert (found["training_votes"], found["test_votes"]) == (960, 240)
+    text, overall = found["axes"]["text"], found["axes"]["overall"]
+    assert text["usable"] and not overall["usable"]
+    assert text["accuracy"] == {"value": 0.7, "low": 0.6, "high": 0.8, "n": 90}
+    assert overall["accuracy_with_ties"] is None
+    assert (text["calibration_error"], text["nll"], text["chance"]) == (0.04, 0.9, 1.05)
+    assert text["bins"][1] == {"promised": 0.9, "came": 1.0, "votes": 90}
+    assert text["parts"]["votes: simulated"]["accuracy"]["n"] == 60
+    assert found["cost"]["seconds"] == 90
+
+
+def test_a_run_without_votes_says_so(run: Path) -> None:
+    found = summarise(run)
+    assert found["votes"] is None and found["reward"] is None
+    assert all(stage["proxy"] is None for stage in found["stages"])
+
+
+def test_a_damaged_verdict_of_a_reward_is_named(asked: Path) -> None:
+    (asked / "reward" / "agreement.json").write_text('{"axes": {}}', encoding="utf-8")
+    with pytest.raises(ReelignError, match=r"agreement\.json is damaged or unreadable: 'training_votes' is missing"):
+        summarise(asked)

@@ -15,8 +15,8 @@ from reelign.terminal import bars, console, quiet_libraries, show_table
 @miniature_app.command("train")
 def miniature_train(
     out: Annotated[Path, typer.Option(help="Working folder; the same command resumes.")] = Path("runs/miniature"),
-    parts: Annotated[str, typer.Option(help="codec, base, capacity, enhancer: which parts to train.")] = (
-        "codec,base,capacity,enhancer"
+    parts: Annotated[str, typer.Option(help="codec, base, capacity, enhancer, eye: which parts to train.")] = (
+        "codec,base,capacity,enhancer,eye"
     ),
 ) -> None:
     """Train the miniature from nothing: two hours on two cores, half of them for the capacity check."""

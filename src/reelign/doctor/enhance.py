@@ -10,6 +10,7 @@ import torch
 from reelign.doctor.cost import CPU_PATIENCE, clips_at_most, rounded
 from reelign.doctor.finding import Finding, any_failed, look, obtain
 from reelign.doctor.language import enhance_disk, enhance_memory, trained_weights
+from reelign.doctor.learned import unnamed
 from reelign.doctor.memory import latent, planned_ranks
 from reelign.doctor.prompts import counted, unread
 from reelign.doctor.screening import Seconds, screened, seconds_on_a_cpu
@@ -45,6 +46,7 @@ def examine_enhance(recipe: Recipe, config: EnhanceConfig, model: VideoModel, wo
     if grpo is not None:
         read.append(look("enhance.prompts", lambda: _prompts(grpo, taught, renderer)))
         read.append(look("enhance.clips", lambda: _clips(recipe, grpo, renderer)))
+        read += unnamed("enhance.grpo.rewards", grpo.rewards)
     yield from read
     if any_failed(read, world) or language is None or taught is None or lengths is None:
         yield Finding("enhance.rehearsal", True, "left out until the lines above pass.")

@@ -16,6 +16,7 @@ from reelign.data.curate import VIDEO_SUFFIXES
 from reelign.data.prompts import read_prompts
 from reelign.doctor.distill import examine_distill
 from reelign.doctor.enhance import examine_enhance
+from reelign.doctor.feedback import examine_feedback
 from reelign.doctor.finding import Finding, look, of_all_ranks
 from reelign.doctor.memory import disk, latent, parameters, planned_ranks
 from reelign.doctor.rlhf import examine_rlhf
@@ -25,6 +26,7 @@ from reelign.models.base import VideoModel
 from reelign.models.load import load_model
 from reelign.pipeline import FOOTAGE
 from reelign.recipe import Recipe
+from reelign.rewards.vlm_network import VlmNetworkConfig
 from reelign.train.parallel import World
 
 
@@ -68,8 +70,10 @@ def _with_model(recipe: Recipe, model: VideoModel, world: World) -> Iterator[Fin
     yield look("sampler", lambda: _sampler(recipe, model))
     if recipe.sft is not None:
         yield from examine_sft(recipe, recipe.sft, model)
-    if recipe.sft is not None or recipe.rlhf is not None or recipe.distill is not None:
+    if any(stage is not None for stage in (recipe.sft, recipe.dpo, recipe.rlhf, recipe.distill)):
         yield look("shards", lambda: _shards(model))
+    if recipe.votes is not None:
+        yield from examine_feedback(recipe, model, world)
     if recipe.rlhf is not None:
         yield from examine_rlhf(recipe, recipe.rlhf, model, world)
     if recipe.enhance is not None:
@@ -82,6 +86,8 @@ def _device(recipe: Recipe) -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}, bf16 supported."
     dtypes = {"dtype": recipe.dtype, "enhance.dtype": recipe.enhance.dtype if recipe.enhance is not None else ""}
+    if recipe.reward is not None and isinstance(network := recipe.reward.network, VlmNetworkConfig):
+        dtypes["reward.network.dtype"] = network.dtype
     if coarse := [f"{key}=float32" for key, dtype in dtypes.items() if dtype == "bfloat16"]:
         raise ReelignError(
             f"there is no CUDA device, and bfloat16 training on a CPU is slow and coarse; set {' '.join(coarse)}."

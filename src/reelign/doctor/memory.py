@@ -157,7 +157,7 @@ def stages_bytes(recipe: Recipe, model: VideoModel | None) -> int:
     """Three checkpoints of each stage that trains the generator and its artifact; a stage whose adapters match nothing
     has none.
     """
-    stages = [config for config in (recipe.sft, recipe.rlhf) if config is not None]
+    stages = [config for config in (recipe.sft, recipe.dpo, recipe.rlhf) if config is not None]
     need = GIB // 4
     if model is not None:
         need += max(1, len(stages)) * parameters(model) * 4

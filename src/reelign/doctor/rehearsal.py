@@ -21,11 +21,11 @@ from torch.distributed.tensor import DTensor
 
 from reelign.data.clip import Clip
 from reelign.doctor.finding import on_all_ranks
+from reelign.doctor.learned import rehearsed_rewards
 from reelign.doctor.memory import free_disk
 from reelign.errors import ReelignError
 from reelign.models.load import load_model
 from reelign.recipe import Recipe
-from reelign.rewards.recipe import build_rewards
 from reelign.stages.algorithm import Algorithm
 from reelign.stages.context import StageContext
 from reelign.stages.objectives import Told
@@ -68,7 +68,8 @@ def rehearsal(recipe: Recipe, config: RlhfConfig, world: World) -> Iterator[Trai
 
         def make() -> Trainer:
             model = load_model(recipe.model, dtype=recipe.dtype, device=world.device)
-            return Trainer(model, build_rewards(config.rewards), judges, context, small)
+            rewards = rehearsed_rewards(recipe, config.rewards, world.device)
+            return Trainer(model, rewards, judges, context, small)
 
         advice = "Lower rlhf.micro_batch, turn on rlhf.gradient_checkpointing, or use rlhf.method=lora or more ranks."
         with within_memory(advice):

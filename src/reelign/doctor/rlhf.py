@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from reelign.doctor.cost import CPU_PATIENCE, CPU_RATE, Evaluations, count, operations, rounded
+from reelign.doctor.feedback import expected_axes
 from reelign.doctor.finding import Finding, any_failed, look
+from reelign.doctor.learned import examine_learned
 from reelign.doctor.memory import planned_ranks, rlhf_memory
 from reelign.doctor.prompts import counted, unread
 from reelign.doctor.rehearsal import GROUPS, rehearsal
@@ -24,6 +26,7 @@ def examine_rlhf(recipe: Recipe, config: RlhfConfig, model: VideoModel, world: W
         look("rlhf.prompts", lambda: _prompts(config, model)),
         look("rlhf.algorithm", lambda: _algorithm(recipe, config)),
         look("rlhf.budget", lambda: _budget(config)),
+        *examine_learned(recipe, config.rewards, expected_axes(recipe)),
     ]
     if config.method == "lora":
         read.append(look("rlhf.lora", lambda: lora_coverage(model, config)))
@@ -106,8 +109,9 @@ def _who(recipe: Recipe, config: RlhfConfig, world: World) -> str:
     groups = (
         f"{GROUPS * world.size} groups of {config.group_size} clips, sampled, judged and learned from by {recipe.model}"
     )
-    if recipe.sft is not None:
-        return f"{groups} itself: its parent in the run, the fine-tuned model, does not exist yet."
+    parent = "model after preference optimisation" if recipe.dpo is not None else "fine-tuned model"
+    if recipe.sft is not None or recipe.dpo is not None:
+        return f"{groups} itself: its parent in the run, the {parent}, does not exist yet."
     return f"{groups}."
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from reelign.doctor.cost import Evaluations
 from reelign.doctor.finding import Finding, look
+from reelign.doctor.learned import fitted_by_run
 from reelign.doctor.rehearsal import Groups, equal_ranks, judged, replayed, sample_groups, without_gradient
 from reelign.doctor.spread import LEAST_RATIO, Spread, alternatives, dithered, overall, spreads
 from reelign.errors import ReelignError
@@ -46,7 +47,10 @@ def rehearsed(trainer: Trainer, config: RlhfConfig, cost: Callable[[Seconds], st
     try:
         scores, judging = judged(trainer, groups.clips)
         yield Finding("rewards", True, _means(scores))
-        yield look("reward spread", lambda: _spread(trainer, groups, scores))
+        if fitted_by_run(config.rewards):
+            yield Finding("reward spread", True, "left out: what this run will fit to votes cannot be asked yet.")
+        else:
+            yield look("reward spread", lambda: _spread(trainer, groups, scores))
     except ReelignError as error:
         yield Finding("rewards", False, str(error))
     told, replaying = replayed(trainer, groups.rollouts)

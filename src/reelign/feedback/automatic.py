@@ -1,26 +1,36 @@
-"""What automatic judges say of the clips that people voted on, so that their agreement with people can be measured."""
+"""What automatic judges say of the clips that people voted on, so that their agreement with people can be measured.
+
+Of all prompts these are measures without weights, and the fitted rewards that are named; of the miniature's prompts
+its two judges too. A judge that speaks of visual quality, motion and text, and not of the whole, speaks of it by their
+mean.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 
 from reelign.data.clip import Clip, read_clip
 from reelign.errors import ReelignError
+from reelign.feedback.comparison import axes_of, plain
 from reelign.feedback.vote import AXES, Vote, missing_clips
 from reelign.miniature.captions import read_prompt
 from reelign.miniature.judge import judge
-from reelign.rewards.base import Reward
+from reelign.rewards.base import Reward, fit
 from reelign.rewards.miniature import MiniatureReward
 from reelign.rewards.pixels import Pixels
 from reelign.rewards.preference import LearnedReward
 
 Told = Callable[[str, int, int], None]
-BATCH = 16
-AXIS_OF = {"preference": "overall", "steadiness": "motion", "sharpness": "visual"}
-"""Dimensions of rewards that speak of an axis under another name."""
+Judge = Callable[[Sequence[Clip]], Sequence[dict[str, float]]]
+"""Scores of each clip, by axis."""
+BATCH = 8
+"""Clips that are in memory together."""
+NAMED = 3
+"""Missing clips that an error names."""
 
 
 def automatic_scores(
@@ -28,50 +38,78 @@ def automatic_scores(
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Scores of every judge that can be asked here: by name of the judge, file of a clip, and axis.
 
-    Of the miniature's prompts these are its two judges; of all prompts the weight-free measures and the fitted rewards
-    that are named. A judge that speaks of visual quality, motion and text speaks of the whole by their mean.
+    Args:
+        votes: of which the plain ones count: agreement is measured on no others.
+        fitted: artifacts of `reward` stages.
+        told: what is being done, how many clips are judged, and of how many.
 
     Raises:
-        ReelignError: a clip is missing, or a reward cannot be loaded or does not score a clip.
+        ReelignError: a clip is missing or stands in votes with two prompts, or a reward cannot be loaded or does not
+            score a clip.
     """
-    if missing := missing_clips(votes):
-        raise ReelignError(f"the votes name clips that are not there: {missing[0]} (and {len(missing) - 1} more).")
-    clips = _clips(votes)
-    rewards: dict[str, Reward] = {"pixels": Pixels()}
-    if all(read_prompt(clip.prompt) is not None for clip in clips):
-        rewards = {"miniature, training judge": MiniatureReward(), **rewards}
-    rewards |= {f"fitted: {folder}": LearnedReward(folder) for folder in fitted}
-    found = {name: _of_reward(name, reward, clips, told) for name, reward in rewards.items()}
-    if "miniature, training judge" in found:
-        found["miniature, evaluation judge"] = {clip.id: _evaluation(clip) for clip in clips}
-    return found
-
-
-def _clips(votes: Sequence[Vote]) -> list[Clip]:
-    named = dict.fromkeys((side.clip, vote.prompt) for vote in votes for side in (vote.a, vote.b))
-    return [replace(read_clip(Path(file), prompt), id=file) for file, prompt in named]
-
-
-def _of_reward(name: str, reward: Reward, clips: Sequence[Clip], told: Told) -> dict[str, dict[str, float]]:
-    found: dict[str, dict[str, float]] = {}
+    clips = _clips([vote for axis in axes_of(votes) for vote in plain(votes, axis) if vote.source != "model"])
+    judges: dict[str, Judge] = {}
+    if all(read_prompt(prompt) is not None for prompt in clips.values()):
+        judges["miniature, training judge"] = _Asked(MiniatureReward())
+        judges["miniature, evaluation judge"] = _evaluation
+    judges["pixels (sharpness, steadiness)"] = _Asked(Pixels(), {"sharpness": "visual", "steadiness": "motion"})
+    judges |= {f"fitted: {folder}": _Asked(LearnedReward(folder)) for folder in fitted}
+    found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in judges}
     for start in range(0, len(clips), BATCH):
-        part = clips[start : start + BATCH]
-        scores = reward(part)
-        for place, clip in enumerate(part):
-            found[clip.id] = _by_axis({dimension: float(values[place]) for dimension, values in scores.items()})
-        told(f"judge: {name}", start + len(part), len(clips))
+        part = list(clips.items())[start : start + BATCH]
+        seen = [replace(read_clip(Path(file), prompt), id=file) for file, prompt in part]
+        for name, ask in judges.items():
+            found[name] |= {clip.id: _with_overall(scores) for clip, scores in zip(seen, ask(seen), strict=True)}
+        told("ask judges", start + len(part), len(clips))
     return found
 
 
-def _evaluation(clip: Clip) -> dict[str, float]:
-    prompt = read_prompt(clip.prompt)
-    assert prompt is not None
-    return _by_axis(judge(clip.frames, prompt.scene, prompt.stated).scores)
+def _clips(votes: Sequence[Vote]) -> dict[str, str]:
+    """Files with their prompts."""
+    if missing := missing_clips(votes):
+        more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+        raise ReelignError(
+            f"judges cannot look at {len(missing)} of the clips, which are not there: {', '.join(missing[:NAMED])}"
+            f"{more}. Put them back, or ask no judges: --no-judges."
+        )
+    found: dict[str, str] = {}
+    for vote, side in chain.from_iterable(((vote, vote.a), (vote, vote.b)) for vote in votes):
+        if found.setdefault(side.clip, vote.prompt) != vote.prompt:
+            raise ReelignError(
+                f"{side.clip} stands in votes with two prompts, {found[side.clip]!r} and {vote.prompt!r}: judges "
+                "cannot tell by which to judge it. Ask none: --no-judges."
+            )
+    return found
 
 
-def _by_axis(scores: dict[str, float]) -> dict[str, float]:
-    own = {AXIS_OF.get(name, name): value for name, value in scores.items()}
-    own = {axis: value for axis, value in own.items() if axis in AXES}
-    if "overall" not in own and {"visual", "motion", "text"} <= own.keys():
-        own["overall"] = fmean(own.values())
-    return own
+@dataclass(frozen=True)
+class _Asked:
+    """A reward as a judge; `axes` says of which axis its dimensions speak, where they have other names."""
+
+    reward: Reward
+    axes: Mapping[str, str] | None = None
+
+    def __call__(self, clips: Sequence[Clip]) -> list[dict[str, float]]:
+        scores = self.reward(clips)
+        named = self.axes or {axis: axis for axis in AXES}
+        return [
+            {named[name]: float(values[place]) for name, values in scores.items() if name in named}
+            for place in range(len(clips))
+        ]
+
+
+def _evaluation(clips: Sequence[Clip]) -> list[dict[str, float]]:
+    """The miniature's evaluation judge, which sees clips as the training judge does."""
+    found = []
+    for clip in clips:
+        prompt = read_prompt(clip.prompt)
+        assert prompt is not None
+        found.append(dict(judge(fit(clip, MiniatureReward.needs).frames, prompt.scene, prompt.stated).scores))
+    return found
+
+
+def _with_overall(scores: dict[str, float]) -> dict[str, float]:
+    parts = {"visual", "motion", "text"}
+    if "overall" in scores or not parts <= scores.keys():
+        return scores
+    return scores | {"overall": fmean(scores[axis] for axis in parts)}

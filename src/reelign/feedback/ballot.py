@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from reelign.errors import ReelignError
 from reelign.feedback.database import ANSWERS, PAIRS, SHOWINGS, VOTES, Database, added
-from reelign.feedback.vote import Axis, Side, Verdict
+from reelign.feedback.vote import Axis, Side, Source, Verdict
 
 # isort: split
 from sqlalchemy import Connection, Row, bindparam, func, insert, select, update  # after `database`, as in `store`
@@ -71,7 +71,13 @@ class Ballot:
         return self.database.write(lambda connection: self._show(connection, rater))
 
     def vote(
-        self, rater: int, showing: int, choices: Mapping[Axis, Choice], seconds: float = 0.0, client: str = ""
+        self,
+        rater: int,
+        showing: int,
+        choices: Mapping[Axis, Choice],
+        seconds: float = 0.0,
+        client: str = "",
+        source: Source = "person",
     ) -> Place:
         """Keep an answer, and say where the rater is then. The same answer again changes nothing.
 
@@ -85,7 +91,7 @@ class Ballot:
             if found.shown_at is None:
                 raise Conflict("this pair has not been shown yet; reload the page.")
             if found.done_at is None:
-                self._answer(connection, found, choices, seconds, client)
+                self._answer(connection, found, choices, seconds, client, source)
             elif _choices(connection, found, found.version) != dict(choices):
                 raise Conflict("this pair was judged differently on another screen; that judgement was kept.")
             return self._show(connection, rater)
@@ -123,10 +129,17 @@ class Ballot:
         return _place(connection, rater, found)
 
     def _answer(
-        self, connection: Connection, found: Row[Any], choices: Mapping[Axis, Choice], seconds: float, client: str
+        self,
+        connection: Connection,
+        found: Row[Any],
+        choices: Mapping[Axis, Choice],
+        seconds: float,
+        client: str,
+        source: Source,
     ) -> None:
         now = self.now()
         row = {"showing": found.id, "version": found.version, "at": now, "seconds": seconds, "client": client}
+        row["source"] = source
         answer = added(connection, _ANSWER, row)
         verdicts = [
             {"answer": answer, "axis": axis, "verdict": _verdict(choice, found.left)}
@@ -143,7 +156,8 @@ def _verdict(choice: Choice, left: Side) -> Verdict:
     return "good" if (choice == "left") == (left == "a") else "bad"
 
 
-def _choice(verdict: Verdict, left: Side) -> Choice:
+def choice_of(verdict: Verdict, left: Side) -> Choice:
+    """A verdict as a rater says it who sees this side on the left."""
     if verdict == "same":
         return "same"
     return "left" if (verdict == "good") == (left == "a") else "right"
@@ -177,7 +191,7 @@ def _progress(connection: Connection, rater: int) -> tuple[int, int]:
 
 def _choices(connection: Connection, found: Row[Any], version: int) -> dict[Axis, Choice]:
     rows = connection.execute(_CHOSEN, {"which": found.id, "version": version})
-    return {axis: _choice(verdict, found.left) for axis, verdict in rows}
+    return {axis: choice_of(verdict, found.left) for axis, verdict in rows}
 
 
 # Statements are built once: on the way of a vote, building them would take longer than running them.

@@ -46,7 +46,7 @@ try:
 except ImportError as error:
     raise ReelignError("human feedback needs the extra `feedback`: pip install 'reelign[feedback]'.") from error
 
-SCHEMA = "1"
+SCHEMA = "2"
 """Version of the tables below."""
 PATIENCE = 30.0
 """Seconds that a writer waits for another process to finish."""
@@ -105,9 +105,11 @@ ANSWERS = Table(
     Column("at", Double, nullable=False),
     Column("seconds", Double, nullable=False),
     Column("client", String(200), nullable=False),
+    Column("source", String(10), nullable=False),
     UniqueConstraint("showing", "version"),
 )
-"""All verdicts on one showing. The answer whose version is the showing's counts; older ones were taken back."""
+"""All verdicts on one showing. The answer whose version is the showing's counts; older ones were taken back.
+`source` says who gave it: a person, or a simulation."""
 VOTES = Table(
     "votes",
     tables,
@@ -206,15 +208,8 @@ def create_database(url: str, facts: dict[str, str]) -> Database:
     Raises:
         ReelignError: the address makes no sense, nothing answers there, or the database holds tables of such names.
     """
-    database = _reached(url)
+    database = _empty(url)
     try:
-        with database.reading() as connection:
-            taken = sorted(set(inspect(connection).get_table_names()) & set(tables.tables))
-        if taken:
-            database.close()
-            raise ReelignError(
-                f"the database {shown(url)} holds a study already (tables {', '.join(taken)}): give each its own."
-            )
 
         def fill(connection: Connection) -> None:
             tables.create_all(connection)
@@ -226,6 +221,20 @@ def create_database(url: str, facts: dict[str, str]) -> Database:
         database.close()
         raise ReelignError(f"cannot make tables in the database {shown(url)}: {_first(error)}") from error
     return database
+
+
+def check_database(url: str) -> None:
+    """Find out whether a study can be made in a database, before its clips are sampled; leaves nothing there.
+
+    Raises:
+        ReelignError: see `create_database`.
+    """
+    parsed = _parsed(absolute(url))
+    if parsed.get_backend_name() == "sqlite" and not (file := Path(str(parsed.database))).exists():
+        if not file.parent.is_dir():
+            raise ReelignError(f"cannot make the database {file}: there is no folder {file.parent}.")
+        return
+    _empty(url).close()
 
 
 def added(connection: Connection, into: Insert, row: dict[str, Any]) -> int:
@@ -266,6 +275,23 @@ def _attempt(job: Job[Any], connection: Connection) -> None:
         job.error = error
         if connection.invalidated:
             raise
+
+
+def _empty(url: str) -> Database:
+    """A database that answers and holds no study."""
+    database = _reached(url)
+    try:
+        with database.reading() as connection:
+            taken = sorted(set(inspect(connection).get_table_names()) & set(tables.tables))
+    except SQLAlchemyError as error:
+        database.close()
+        raise ReelignError(f"cannot read the database {shown(url)}: {_first(error)}") from error
+    if taken:
+        database.close()
+        raise ReelignError(
+            f"the database {shown(url)} holds a study already (tables {', '.join(taken)}): give each its own."
+        )
+    return database
 
 
 def _reached(url: str) -> Database:

@@ -24,8 +24,9 @@ from reelign.errors import ReelignError
 from reelign.evaluate.battery import BatteryConfig, generate_batch, tasks
 from reelign.evaluate.evaluation import Evaluation
 from reelign.feedback.clips import Progress
+from reelign.feedback.database import check_database
 from reelign.feedback.entrants import Entrant, Sample
-from reelign.feedback.study import StudySettings, add_raters, make_study, read_links
+from reelign.feedback.study import StudySettings, add_raters, check_names, make_study, read_links
 from reelign.feedback.vote import read_votes
 from reelign.models.load import enhancer_folder, load_model
 from reelign.sampling.sample import SampleConfig, own_sampler
@@ -67,10 +68,15 @@ def new_study(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ReelignError(f"{out} exists already. Choose another place for the new study, or delete it.")
+    if len(sources) < 2:
+        raise ReelignError(f"a study compares two entrants or more, not {len(sources)}: reelign judge new A B.")
+    if database is not None:
+        check_database(database)
     config, sampler = read_battery(battery)
     names = raters if not isinstance(raters, int) else [f"rater-{number}" for number in range(1, raters + 1)]
     if not names or len(set(names)) < len(names):
         raise ReelignError("a study needs at least one rater, and each needs a name of its own.")
+    check_names(names)
     votes = read_votes(known) if known is not None else []
     with tempfile.TemporaryDirectory(prefix="reelign-") as scratch:
         called = distinct([name_of(source) for source in sources])
@@ -100,7 +106,7 @@ def entrant_of(
         source: a folder with an `evaluation.json` whose clips were kept, a dataset of captioned clips, or a model: the
             word 'miniature', an artifact, a diffusers folder or a hub id.
         name: of the entrant.
-        battery: what a model is asked for, and with which seeds.
+        battery: what a model is asked for, and with which seeds; a size that it leaves open is the model's own.
         sampler: how a model is sampled that has no sampler of its own; by default as its card says.
         scratch: a folder for clips that are sampled.
         progress: told of each batch.
@@ -182,6 +188,8 @@ def _sampled(
     source: str, battery: BatteryConfig, sampler: SampleConfig | None, scratch: Path, progress: Progress | None
 ) -> list[Sample]:
     model, carried, todo = load_model(source), enhancer_folder(source), tasks(battery)
+    native = {name: getattr(model.native_size, name) for name in ("frames", "height", "width", "fps")}
+    battery = battery.model_copy(update={name: native[name] for name in native.keys() - battery.model_fields_set})
     scale = 1.0 if model.causal is not None else model.native_size.guidance_scale
     plain = SampleConfig(shift=model.scheduler_shift, guidance_scale=scale)
     chosen = own_sampler(model) or sampler or plain

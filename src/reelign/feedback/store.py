@@ -11,7 +11,7 @@ from typing import Any
 from reelign.errors import ReelignError
 from reelign.feedback.database import ANSWERS, FACTS, PAIRS, RATERS, SHOWINGS, VOTES, Database, added
 from reelign.feedback.pairing import Candidate, Planned
-from reelign.feedback.vote import Axis, Shown, Verdict, Vote
+from reelign.feedback.vote import Axis, Kind, Shown, Side, Verdict, Vote
 
 # isort: split
 from sqlalchemy import Connection, Row, func, insert, select, update  # after `database`, which says what is missing
@@ -56,6 +56,15 @@ class RaterRow:
     name: str
     done: int
     total: int
+
+
+@dataclass(frozen=True)
+class ShowingRow:
+    """A place of a rater's list: which pair, as what, and which clip on the left."""
+
+    pair: str
+    left: Side
+    kind: Kind
 
 
 class Store:
@@ -153,6 +162,12 @@ class Store:
         with self.database.reading() as connection:
             return [RaterRow(*row) for row in connection.execute(query)]
 
+    def showing(self, which: int) -> ShowingRow:
+        """A place of a list that there is, by its id."""
+        query = select(SHOWINGS.c.pair, SHOWINGS.c.left, SHOWINGS.c.kind).where(SHOWINGS.c.id == which)
+        with self.database.reading() as connection:
+            return ShowingRow(*connection.execute(query).one())
+
     def rater(self, token: str) -> int | None:
         """Whose link holds the token with this hash."""
         with self.database.reading() as connection:
@@ -169,7 +184,7 @@ def _pair(row: Row[Any]) -> PairRow:
     return PairRow(row.id, row.prompt, *sides, row.fps, row.frames, json.loads(row.expected))
 
 
-def _vote(row: Row[Any], clips: str) -> Vote:
+def _vote(row: Any, clips: str) -> Vote:
     return Vote(
         pair=row.pair,
         prompt=row.prompt,
@@ -181,7 +196,7 @@ def _vote(row: Row[Any], clips: str) -> Vote:
         seconds=row.seconds,
         left=row.left,
         kind=row.kind,
-        source="person",
+        source=row.source,
         at=row.at,
         client=row.client,
         expected=json.loads(row.expected).get(row.axis),
@@ -192,7 +207,7 @@ _PAIR = [column for column in PAIRS.c if column.name not in ("id", "kind")]
 _COUNTED = (
     select(
         *(SHOWINGS.c.pair, SHOWINGS.c.left, SHOWINGS.c.kind, RATERS.c.name.label("rater")),
-        *(ANSWERS.c.at, ANSWERS.c.seconds, ANSWERS.c.client, VOTES.c.axis, VOTES.c.verdict),
+        *(ANSWERS.c.at, ANSWERS.c.seconds, ANSWERS.c.client, ANSWERS.c.source, VOTES.c.axis, VOTES.c.verdict),
         *_PAIR,
     )
     .select_from(VOTES)

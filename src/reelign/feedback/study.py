@@ -15,7 +15,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +27,7 @@ from reelign.errors import ReelignError
 from reelign.feedback.clips import Progress, degraded_pairs, known_pairs, write_clips
 from reelign.feedback.database import absolute, create_database, open_database
 from reelign.feedback.entrants import Entrant, check_entrants
-from reelign.feedback.pairing import longest, parts, plan
+from reelign.feedback.pairing import Candidate, longest, parts, plan
 from reelign.feedback.store import Store
 from reelign.feedback.vote import AXES, Axis, Vote, write_votes
 
@@ -156,16 +156,25 @@ def add_raters(
         Name and path of the link for each; they are also appended to `links.txt`, and nowhere else: the database keeps
         a hash of what the link holds.
     """
+    check_names(names)
     links = []
     for name in names:
-        if not name.strip() or not name.isprintable():
-            raise ReelignError(f"{name!r} is no name of a rater.")
         token = secrets.token_urlsafe(18)
         rater = study.store.add_rater(name, token_hash(token))
         _extend(study, rater, study.settings.quota, priority)
         links.append((name, f"/r/{token}"))
         _append_link(study.folder / LINKS, name, f"/r/{token}")
     return links
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Whether raters may be called so.
+
+    Raises:
+        ReelignError: a name is empty, or has characters that cannot be printed.
+    """
+    if strange := [name for name in names if not name.strip() or not name.isprintable()]:
+        raise ReelignError(f"{strange[0]!r} is no name of a rater.")
 
 
 def extend(study: Study, count: int, priority: Mapping[str, float] | None = None) -> None:
@@ -175,7 +184,13 @@ def extend(study: Study, count: int, priority: Mapping[str, float] | None = None
     Raises:
         ReelignError: a rater has not so many pairs left.
     """
-    for rater in study.store.raters():
+    raters = study.store.raters()
+    for rater in raters:
+        pool, gold = _unseen(study, study.store.given(rater.id))
+        if not pool:
+            raise ReelignError(f"{rater.name} has seen all pairs of {study.folder}: make a new study with other clips.")
+        parts(count, len(pool), len(gold), study.settings.repeats)
+    for rater in raters:
         _extend(study, rater.id, count, priority)
 
 
@@ -202,14 +217,18 @@ def token_hash(token: str) -> str:
 
 
 def _extend(study: Study, rater: int, count: int | None, priority: Mapping[str, float] | None) -> None:
-    pairs, seen = study.store.pairs(), study.store.given(rater)
-    pool = [pair.candidate for pair in pairs if not pair.gold]
-    gold = [pair.id for pair in pairs if pair.gold and pair.id not in seen]
-    settings = study.settings
+    settings, seen = study.settings, study.store.given(rater)
+    pool, gold = _unseen(study, seen)
     generator = np.random.default_rng((settings.seed, rater, len(seen)))
     quota = count or min(DEFAULT_QUOTA, longest(len(pool), len(gold), settings.repeats))
     coverage = study.store.coverage()
     study.store.extend(rater, plan(pool, gold, quota, settings.repeats, generator, coverage, seen, priority))
+
+
+def _unseen(study: Study, seen: Collection[str]) -> tuple[list[Candidate], list[str]]:
+    """The plain pairs that are not among those seen, and the ids of such gold ones."""
+    pairs = [pair for pair in study.store.pairs() if pair.id not in seen]
+    return [pair.candidate for pair in pairs if not pair.gold], [pair.id for pair in pairs if pair.gold]
 
 
 def _write_facts(path: Path, entrants: Sequence[Entrant], settings: StudySettings, database: str | None) -> None:

@@ -2,11 +2,12 @@
 
 A reward for real videos is fitted on top of a model that has seen much (a vision-language model), because a few
 thousand votes do not teach what a ring or a flicker is. The eye is that model for the miniature: the generator's own
-denoiser, which knows the world (arXiv 2511.21541 rewards latents so), looks at clean latents, and is trained on
+denoiser, which knows the world (arXiv 2511.21541 judges latents so), looks at nearly clean latents. It is trained on
 rendered clips of training scenes to tell
 
-- which caption of a batch belongs to which clip (contrastive, arXiv 2103.00020), and
-- which planted defect a clip has and how strong it is (as arXiv 2110.13266 pretrains judges of quality).
+- which caption of a batch belongs to which clip (contrastive, arXiv 2103.00020),
+- what the object is, and where it is in each frame, and
+- which defects were planted and how strong they are (judges of quality are pretrained so, arXiv 2110.13266).
 
 No judge is involved, and no clip that a model made.
 """
@@ -14,12 +15,9 @@ No judge is involved, and no clip that a model made.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import WanTransformer3DModel
@@ -27,18 +25,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from reelign.errors import ReelignError
-from reelign.miniature.captions import full_prompt, user_prompt
-from reelign.miniature.render import MOTION_DEFECTS, VISUAL_DEFECTS, defective, render
-from reelign.miniature.world import FRAMES, scenes
-from reelign.models.base import Conditions, VideoModel
-from reelign.models.load import load_model
+from reelign.miniature.render import MOTION_DEFECTS, VISUAL_DEFECTS
+from reelign.miniature.world import FRAMES, VALUES
+from reelign.models.base import Conditions
 
 EYE = Path(__file__).parent / "assets" / "eye"
-DEFECTS = VISUAL_DEFECTS + MOTION_DEFECTS
+DEFECTS: tuple[str, ...] = VISUAL_DEFECTS + MOTION_DEFECTS
 MATCH = 64
 """Dimensions in which clips and captions are compared."""
-CLIPS, BATCH, STEPS = 12_288, 96, 1000
-TRUNK_RATE, HEAD_RATE = 3e-4, 1e-3
+OPINIONS = 2 * MATCH + 1 + len(DEFECTS)
+"""What it says of a clip and words: what is seen, how each part of it fits, how the whole fits, and the defects."""
 FRAMES_SEEN = (FRAMES + 3) // 4
 """Latent frames of a clip."""
 LEVEL = 100.0
@@ -53,6 +49,8 @@ class Eye(nn.Module):
     """
 
     nothing: Tensor
+    centre: Tensor
+    scale: Tensor
 
     def __init__(self, denoiser: dict[str, Any], nothing: Tensor) -> None:
         """An eye without training.
@@ -64,17 +62,22 @@ class Eye(nn.Module):
         super().__init__()
         self.denoiser: Any = WanTransformer3DModel.from_config(denoiser)
         self.denoiser.proj_out, self.denoiser.norm_out = nn.Identity(), nn.Identity()
-        inside = denoiser["num_attention_heads"] * denoiser["attention_head_dim"]
+        self.width, channels = (
+            denoiser["num_attention_heads"] * denoiser["attention_head_dim"] * FRAMES_SEEN,
+            nothing.shape[-1],
+        )
         self.register_buffer("nothing", nothing)
-        self.width = inside * FRAMES_SEEN
+        self.register_buffer("centre", torch.zeros(OPINIONS))
+        self.register_buffer("scale", torch.ones(OPINIONS))
         self.norm = nn.LayerNorm(self.width)
         self.see = nn.Sequential(nn.Linear(self.width, 256), nn.SiLU(), nn.Linear(256, MATCH))
-        channels = nothing.shape[-1]
         self.say = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, 256), nn.SiLU(), nn.Linear(256, MATCH))
         self.warmth = nn.Parameter(torch.tensor(2.0))
-        self.defect = nn.Sequential(nn.Linear(self.width, 128), nn.SiLU(), nn.Linear(128, len(DEFECTS) + 2))
+        self.defects = nn.Sequential(nn.Linear(self.width, 128), nn.SiLU(), nn.Linear(128, len(DEFECTS)))
+        self.places = nn.Linear(self.width, 2 * FRAMES)
+        self.looks = nn.ModuleDict({name: nn.Linear(self.width, len(values)) for name, values in VALUES.items()})
 
-    def forward(self, latents: Tensor) -> Tensor:
+    def sight(self, latents: Tensor) -> Tensor:
         """What it sees of clips, (B, width): the mean of each latent frame's tokens, normalised."""
         network = self.denoiser
         turn = network.rope(latents)
@@ -86,18 +89,21 @@ class Eye(nn.Module):
             hidden = block(hidden, words, change.unflatten(1, (6, -1)), turn)
         return self.norm(hidden.unflatten(1, (FRAMES_SEEN, -1)).mean(2).flatten(1))
 
-    def match(self, seen: Tensor, words: Tensor) -> Tensor:
-        """How what was seen fits words (B, channels), in each of `MATCH` dimensions; their sum is the cosine."""
-        return F.normalize(self.see(seen), dim=-1) * F.normalize(self.say(words), dim=-1)
+    def forward(self, latents: Tensor, words: Tensor) -> Tensor:
+        """What it says of clips and of words (B, channels): (B, OPINIONS), standardised over its own lessons."""
+        seen = self.sight(latents)
+        shown = F.normalize(self.see(seen), dim=-1)
+        match = shown * F.normalize(self.say(words), dim=-1)
+        said = torch.cat([shown, match, match.sum(-1, keepdim=True), self.defects(seen)], -1)
+        return (said - self.centre) / self.scale
 
     def save(self, folder: Path) -> None:
         """Write `eye.safetensors` in half precision and `eye.json`."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {name: value.half().contiguous() for name, value in self.state_dict().items()}, folder / "eye.safetensors"
-        )
+        weights = {name: value.half().contiguous() for name, value in self.state_dict().items()}
+        save_file(weights, folder / "eye.safetensors")
         settings = {name: value for name, value in self.denoiser.config.items() if not name.startswith("_")}
-        (folder / "eye.json").write_text(json.dumps(settings, indent=1))
+        (folder / "eye.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
 def load_eye(folder: Path = EYE) -> Eye:
@@ -112,7 +118,7 @@ def load_eye(folder: Path = EYE) -> Eye:
     except OSError as error:
         raise ReelignError(f"the miniature's eye is missing from {folder} ({error}); reinstall the package.") from error
     eye.load_state_dict({name: value.float() for name, value in weights.items()})
-    return eye
+    return eye.eval().requires_grad_(False)
 
 
 def words_of(conditions: Conditions) -> Tensor:
@@ -120,71 +126,3 @@ def words_of(conditions: Conditions) -> Tensor:
     [tokens] = conditions.values()
     real = (tokens.abs().sum(-1, keepdim=True) > 0).float()
     return (tokens.float() * real).sum(1) / real.sum(1).clamp(min=1)
-
-
-def train_eye(out: Path, progress: Callable[[str, int, int, float], None] | None = None) -> Path:
-    """Train it from the shipped denoiser, seeded, in about ten minutes; returns `out/eye`."""
-    folder = out / "eye"
-    if (folder / "eye.json").exists():
-        return folder
-    torch.manual_seed(0)
-    model = load_model("miniature", device="cpu")
-    [nothing] = model.encode_text([""]).values()
-    denoiser = model.denoisers()["transformer"]
-    eye = Eye(dict(denoiser.config), nothing.float())
-    eye.denoiser.load_state_dict(denoiser.state_dict(), strict=False)  # its last layers are not looked through
-    latents, words, defects, strengths = _lessons(model, progress)
-    trunk = {id(value) for value in eye.denoiser.parameters()}
-    heads = [value for value in eye.parameters() if id(value) not in trunk]
-    groups = [{"params": list(eye.denoiser.parameters()), "lr": TRUNK_RATE}, {"params": heads, "lr": HEAD_RATE}]
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.05)
-    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, _rate)
-    for step in range(STEPS):
-        chosen, style = torch.randint(CLIPS, (BATCH,)), torch.randint(2, (BATCH,))
-        loss = _loss(eye, latents[chosen].float(), words[chosen, style], defects[chosen], strengths[chosen])
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(eye.parameters(), 1.0)
-        optimizer.step()
-        rate.step()
-        if progress is not None:
-            progress("eye", step + 1, STEPS, float(loss.detach()))
-    eye.save(folder)
-    return folder
-
-
-def _rate(step: int) -> float:
-    return min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / STEPS))
-
-
-def _loss(eye: Eye, latents: Tensor, words: Tensor, defects: Tensor, strengths: Tensor) -> Tensor:
-    seen = eye(latents)
-    fits = eye.warmth.exp() * F.normalize(eye.see(seen), dim=-1) @ F.normalize(eye.say(words), dim=-1).T
-    own, told = torch.arange(len(fits)), eye.defect(seen)
-    contrast = (F.cross_entropy(fits, own) + F.cross_entropy(fits.T, own)) / 2
-    return contrast + 0.5 * F.cross_entropy(told[:, :-1], defects) + (told[:, -1] - strengths).square().mean()
-
-
-@torch.no_grad()
-def _lessons(
-    model: VideoModel, progress: Callable[[str, int, int, float], None] | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Latents (N, C, F, h, w) in half precision, a full and a user's caption (N, 2, channels), defects, strengths."""
-    pool, latents, words, defects, strengths = scenes(held_out=False), [], [], [], []
-    for start in range(0, CLIPS, 64):
-        frames, captions = [], []
-        for index in range(start, start + 64):
-            source = np.random.default_rng((4242, index))
-            scene = pool[int(source.integers(len(pool)))]
-            defect, strength = len(DEFECTS), 0.0
-            if source.random() < 0.5:
-                defect, strength = int(source.integers(len(DEFECTS))), float(source.uniform(0.2, 1.2))
-            frames.append(defective(scene, source, DEFECTS[defect], strength) if strength else render(scene, source))
-            captions += [full_prompt(scene).text, user_prompt(scene, source).text]
-            defects.append(defect)
-            strengths.append(strength)
-        latents.append(model.encode_video(torch.from_numpy(np.stack(frames))).half())
-        words.append(words_of(model.encode_text(captions)).unflatten(0, (-1, 2)))
-        if progress is not None:
-            progress("eye: clips", start + 64, CLIPS, 0.0)
-    return torch.cat(latents), torch.cat(words), torch.tensor(defects), torch.tensor(strengths)

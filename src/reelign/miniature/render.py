@@ -5,7 +5,7 @@ A shape is a signed distance function; its coverage is a smooth ramp of `EDGE` p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
@@ -95,11 +95,33 @@ def defective(scene: Scene, generator: np.random.Generator, defect: str, strengt
         return np.clip(np.rint(_PIXELS[defect](frames, generator, strength)), 0, 255).astype(np.uint8)
     centres, radii = track(scene, generator), np.full(FRAMES, RADII[scene.size])
     if defect == "deformation":
-        radii = radii * (1 + 0.32 * strength * np.sin(generator.uniform(0, 6.3) + 2.4 * np.arange(FRAMES)))
+        radii = _pulsing(radii, generator, strength)
     else:
         centres = _TRACKS[defect](centres, generator, strength)
     alpha = coverage(scene.shape, radii, centres)
     return compose(alpha, COLOURS[scene.colour], BACKGROUNDS[scene.background])
+
+
+def spoiled(
+    scene: Scene, generator: np.random.Generator, strengths: Mapping[str, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """A clip with several defects at once, by name and strength, and where its object is.
+
+    Returns:
+        frames uint8 (T, H, W, 3), and the object's centres (T, 2) in pixels.
+    """
+    centres, radii = track(scene, generator), np.full(FRAMES, RADII[scene.size])
+    for defect, change in _TRACKS.items():
+        if defect in strengths:
+            centres = change(centres, generator, strengths[defect])
+    if "deformation" in strengths:
+        radii = _pulsing(radii, generator, strengths["deformation"])
+    alpha = coverage(scene.shape, radii, centres)
+    frames = compose(alpha, COLOURS[scene.colour], BACKGROUNDS[scene.background]).astype(np.float32)
+    for defect, spoil in _PIXELS.items():
+        if defect in strengths:
+            frames = spoil(frames, generator, strengths[defect])
+    return np.clip(np.rint(frames), 0, 255).astype(np.uint8), centres
 
 
 def _blur(frames: np.ndarray, generator: np.random.Generator, strength: float) -> np.ndarray:
@@ -118,6 +140,10 @@ def _low_contrast(frames: np.ndarray, generator: np.random.Generator, strength: 
 
 def _flicker(frames: np.ndarray, generator: np.random.Generator, strength: float) -> np.ndarray:
     return frames + generator.normal(0, 24 * strength, (FRAMES, 1, 1, 1))
+
+
+def _pulsing(radii: np.ndarray, generator: np.random.Generator, strength: float) -> np.ndarray:
+    return radii * (1 + 0.32 * strength * np.sin(generator.uniform(0, 6.3) + 2.4 * np.arange(FRAMES)))
 
 
 def _jerk(centres: np.ndarray, generator: np.random.Generator, strength: float) -> np.ndarray:

@@ -7,7 +7,8 @@ Parts, each seeded, checkpointed every few minutes and resumed by the same comma
 * from there the base, on scraped-like pairs (`pairs.SCRAPED`): it takes over their faults;
 * and from there the capacity check, on clean pairs to the end, which is not shipped as a model. It proves that what the
   base does badly is due to its data;
-* the language model for prompt enhancement, by itself (`language.py`).
+* the language model for prompt enhancement, by itself (`language.py`);
+* the eye, on top of which rewards are fitted to votes, from the shipped denoiser (`train_eye.py`).
 
 The rates are from measurements at this size: Muon for the matrices inside the blocks, AdamW for the rest.
 """
@@ -31,6 +32,7 @@ from reelign.miniature.build import GUIDANCE_SCALE, build_denoiser, build_text_e
 from reelign.miniature.language import train_language
 from reelign.miniature.optimisers import muon_and_adamw, set_rate
 from reelign.miniature.pairs import CLEAN, SCRAPED, PairQuality, pairs
+from reelign.miniature.train_eye import train_eye
 from reelign.miniature.world import FPS, FRAMES, SIDE
 from reelign.models.base import NativeSize
 from reelign.models.codec import BlockCodec, to_blocks
@@ -40,7 +42,7 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[str, int, int, float], None]
 """Called with (part, step, steps, loss)."""
 
-PARTS = ("codec", "base", "capacity", "enhancer")
+PARTS = ("codec", "base", "capacity", "enhancer", "eye")
 CODEC_STEPS, CODEC_BATCH = 3000, 16
 COMMON_STEPS = 2600
 DENOISER_STEPS = {"base": 5000, "capacity": 7000}
@@ -57,12 +59,18 @@ SAVE_EVERY = 200
 
 def train(out: Path, parts: Iterable[str] = PARTS, progress: Progress | None = None) -> Path:
     """Train the asked parts under `out`: `model` (base) and `capacity` are WanPipeline folders, `enhancer` is one of
-    transformers'."""
+    transformers', `eye` has a format of its own.
+
+    Returns:
+        the base, or the last of the parts that was made beside it.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    if "enhancer" in parts:
-        train_language(out, progress)
-    if not set(parts) - {"enhancer"}:
-        return out / "enhancer"
+    made = out / "model"
+    for part, teach in (("enhancer", train_language), ("eye", train_eye)):
+        if part in parts:
+            made = teach(out, progress)
+    if not set(parts) - {"enhancer", "eye"}:
+        return made
     codec = train_codec(out, progress)
     for part in parts:
         if part in DENOISER_STEPS:

@@ -11,9 +11,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from reelign.files import write_atomically
+from reelign.report.feedback import reliability
 from reelign.report.films import of_addition, of_stages, showing
 from reelign.report.pareto import pareto
 from reelign.report.plots import Panel, counts, panel, place
+from reelign.report.proxy import proxy_panel
 from reelign.report.summary import PARTS, Stage, read_stages, summarise
 from reelign.train.track import read_metrics
 
@@ -26,6 +28,10 @@ TITLES = {
     "grad_norm": "Gradient norm",
     "lr": "Learning rate",
     "validation/held_out_loss": "Loss on held-out real clips",
+    "validation/nll": "Negative log-likelihood of held-out votes",
+    "validation/accuracy": "Share of held-out preferences foreseen",
+    "accuracy": "Share of preferences foreseen",
+    "margin": "Margin of the implicit reward",
     "reward": "Training reward",
     "diversity": "Distance between the clips of a group",
     "ratio_drift": "Largest distance of the ratio from 1",
@@ -78,6 +84,9 @@ def build_report(run: Path) -> Path:
     html = environment.get_template("page.html.j2").render(
         summary=summary,
         panels={stage.name: panels(stage) for stage in stages},
+        proxies={row["name"]: proxy_panel(row["proxy"]) for row in summary["stages"] if row["proxy"] is not None},
+        fitting=drawings(run / "reward"),
+        reliability=reliability,
         axes=list(dict.fromkeys(axis for row in summary["stages"] for axis in row["scores"])),
         show=showing(of_stages(stages)),
         added=showing(of_addition(stages)),
@@ -94,14 +103,14 @@ def build_report(run: Path) -> Path:
 
 def panels(stage: Stage) -> list[Panel]:
     """The drawings of a stage, and after them those of its parts, which say whose they are."""
-    found = _drawings(stage.folder)
+    found = drawings(stage.folder)
     for part in PARTS:
         name = part.replace("-", " ").capitalize()
-        found += [replace(drawing, title=f"{name}: {drawing.title}") for drawing in _drawings(stage.folder / part)]
+        found += [replace(drawing, title=f"{name}: {drawing.title}") for drawing in drawings(stage.folder / part)]
     return found
 
 
-def _drawings(folder: Path) -> list[Panel]:
+def drawings(folder: Path) -> list[Panel]:
     """One drawing for each tracked number or family of numbers that changes; NaN is left out."""
     path = folder / "metrics.jsonl"
     rows = read_metrics(path) if path.exists() else []
@@ -110,7 +119,6 @@ def _drawings(folder: Path) -> list[Panel]:
         for name, value in row.items():
             if name not in NOT_DRAWN and math.isfinite(value):
                 series.setdefault(name, []).append((row["step"], value))
-    together = [_divergence(series["reward"], series["validation/mean"])] if _diverge(series) else []
     order = [*FIRST, *(name for name in series if name not in FIRST)]
     groups: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for name in order:
@@ -122,18 +130,7 @@ def _drawings(folder: Path) -> list[Panel]:
     if FAMILIES["validation"] in groups:  # second, after the curve that is trained on
         titles.remove(FAMILIES["validation"])
         titles.insert(1, FAMILIES["validation"])
-    return together + [panel(title, groups[title]) for title in titles]
-
-
-def _diverge(series: dict[str, list[tuple[float, float]]]) -> bool:
-    return all(len(series.get(name, ())) > 1 for name in ("reward", "validation/mean"))
-
-
-def _divergence(reward: list[tuple[float, float]], held_out: list[tuple[float, float]]) -> Panel:
-    """Training reward and held-out score in one drawing: a reward that is hacked rises alone."""
-    lines = {"training reward": reward, "held-out judge": held_out}
-    gains = {name: [(x, y - points[0][1]) for x, y in points] for name, points in lines.items()}
-    return panel("Gain since the start", gains)
+    return [panel(title, groups[title]) for title in titles]
 
 
 def phases(ledger: list[dict[str, Any]]) -> list[dict[str, Any]]:

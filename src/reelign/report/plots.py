@@ -37,6 +37,15 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """A step that is pointed at, in percent from the left; `kind` says how it is drawn."""
+
+    at: float
+    kind: str
+    step: float
+
+
+@dataclass(frozen=True)
 class Panel:
     """A drawing of one or more curves over the step."""
 
@@ -45,12 +54,14 @@ class Panel:
     across: tuple[Tick, ...]
     up: tuple[Tick, ...]
     steps: float
+    marks: tuple[Mark, ...] = ()
 
     @property
     def words(self) -> str:
         """The drawing for those who cannot see it."""
         ends = (f"{line.name} from {line.first:.3g} to {line.last:.3g}" for line in self.lines)
-        return f"{self.title}: {'; '.join(ends)} over {self.steps:g} steps"
+        marks = "".join(f"; {mark.kind} at {mark.step:g}" for mark in self.marks)
+        return f"{self.title}: {'; '.join(ends)} over {self.steps:g} steps{marks}"
 
 
 def place(value: float, low: float, high: float) -> float:
@@ -80,15 +91,23 @@ def counts(first: Sequence[int], second: Sequence[int]) -> list[tuple[str, int, 
     return rows
 
 
-def panel(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> Panel:
-    """Draw named (step, value) series over common axes; each needs at least two points."""
+def panel(
+    title: str, series: Mapping[str, Sequence[Sequence[float]]], marks: Sequence[tuple[str, float]] = ()
+) -> Panel:
+    """Draw named (step, value) series over common axes; each needs at least two points.
+
+    Args:
+        title: of the drawing.
+        series: by name.
+        marks: (kind, step) of steps that are pointed at.
+    """
     steps = [step for points in series.values() for step, _ in points]
     values = [value for points in series.values() for _, value in points]
     up = ticks(min(values), max(values))
     low, high, start, end = up[0], up[-1], 0.0, max(*steps, 1.0)
     across = [step for step in ticks(start, end) if step <= end and step == round(step)]
 
-    def box(points: Sequence[tuple[float, float]]) -> str:
+    def box(points: Sequence[Sequence[float]]) -> str:
         return " ".join(f"{place(x, start, end):g},{100 - place(y, low, high):g}" for x, y in points)
 
     lines = []
@@ -103,12 +122,13 @@ def panel(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> Pa
         tuple(Tick(place(step, start, end), f"{step:g}") for step in across),
         tuple(Tick(100 - place(value, low, high), f"{value:g}") for value in up),
         end,
+        tuple(Mark(place(step, start, end), kind, step) for kind, step in marks),
     )
 
 
-def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def _thinned(points: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
     if len(points) <= MOST_POINTS:
-        return list(points)
+        return [(step, value) for step, value in points]
     means = [np.mean(part, axis=0) for part in np.array_split(np.asarray(points, np.float64), MOST_POINTS)]
     return [(float(step), float(value)) for step, value in means]
 

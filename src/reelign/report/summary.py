@@ -17,6 +17,8 @@ from reelign.errors import ReelignError
 from reelign.evaluate.evaluation import Evaluation
 from reelign.evaluate.gsb import OVERALL, compare, retention, verdicts
 from reelign.evaluate.statistics import bootstrap_mean
+from reelign.report.feedback import reward_of, votes_of
+from reelign.report.proxy import proxy_of
 from reelign.train.ledger import Ledger
 
 WITHOUT = "without"
@@ -81,6 +83,8 @@ def summarise(run: Path) -> dict[str, Any]:
         "stages": rows,
         "ceilings": ceilings,
         "dataset": _dataset(run / "dataset"),
+        "votes": _with_cost(votes_of(run / "votes"), "votes", ledger),
+        "reward": _with_cost(reward_of(run / "reward"), "reward", ledger),
         "cost": cost,
         "ledger": ledger,
     }
@@ -100,7 +104,7 @@ def _read_stage(folder: Path) -> Stage:
 
 
 def _stage(stage: Stage, parent: Stage | None, ledger: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    extra = stage.folder / "extra.json"
+    extra, alarms = stage.folder / "extra.json", _alarms(stage.folder)
     row: dict[str, Any] = {
         "name": stage.name,
         "title": stage.title,
@@ -120,8 +124,9 @@ def _stage(stage: Stage, parent: Stage | None, ledger: Sequence[dict[str, Any]])
         "bargain": _read(stage.folder / BARGAIN)["rows"] if (stage.folder / BARGAIN).exists() else [],
         "drift": _read(stage.folder / DRIFT) if (stage.folder / DRIFT).exists() else None,
         "figures": _read(extra)["figures"] if extra.exists() else [],
-        "alarms": _alarms(stage.folder),
-        "cost": _cost(entry for entry in ledger if entry["phase"].split("/")[0] == stage.name),
+        "alarms": alarms,
+        "proxy": proxy_of(stage.folder, alarms) if stage.name == "rlhf" else None,
+        "cost": _cost_of(stage.name, ledger),
     }
     if stage.evaluation is not None:
         row |= _levels(stage.evaluation)
@@ -263,6 +268,14 @@ def _dataset(folder: Path) -> dict[str, Any] | None:
         "captioned": sum(bool(row["caption"]) for row in kept),
         "dropped": dict(rules.most_common()),
     }
+
+
+def _with_cost(found: dict[str, Any] | None, stage: str, ledger: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    return None if found is None else found | {"cost": _cost_of(stage, ledger)}
+
+
+def _cost_of(stage: str, ledger: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return _cost(entry for entry in ledger if entry["phase"].split("/")[0] == stage)
 
 
 def _cost(entries: Iterable[dict[str, Any]]) -> dict[str, Any]:

@@ -48,6 +48,10 @@ class PreferenceNetwork(nn.Module, ABC):
         """What the network sees of each clip, on the CPU; it depends on the clip alone and is kept while training."""
 
     @abstractmethod
+    def features(self, seen: Sequence[dict[str, Tensor]]) -> Tensor:
+        """Of what `read` gave: what the linear head of each axis reads, float32 (B, axes, F)."""
+
+    @abstractmethod
     def forward(self, seen: Sequence[dict[str, Tensor]]) -> Tensor:
         """Of what `read` gave: float32 (B, axes, 1) means, or (B, axes, 2) means and log deviations."""
 
@@ -82,6 +86,7 @@ class RewardCard:
         accuracy: by axis, agreement with held-out votes that were no ties: value, low, high and n.
         usable: by axis, whether it agrees with people better than chance, its interval included.
         source: of the votes: person, simulated or model, with their numbers.
+        k: width of a tie in its likelihood.
     """
 
     network: str
@@ -93,6 +98,7 @@ class RewardCard:
     accuracy: dict[str, dict[str, float]]
     usable: dict[str, bool]
     source: dict[str, int]
+    k: float
     kind: str = field(default=KIND)
 
     def save(self, folder: Path) -> None:

@@ -1,9 +1,9 @@
-"""The miniature's small video network as a judge: its eye, and a head that votes teach what people like.
+"""The miniature's small video network as a judge: its eye, and a linear head that votes teach what people like.
 
-    score = MLP(what is seen) + linear(how it fits the words)
+    score of an axis = w' (what the eye says of the clip and its words)
 
-All weights learn. Clips are looked at in the latents of the miniature's autoencoder, words as its text encoder says
-them; both stay as they are.
+The eye stays as it is. Two thousand votes are two thousand bits or so: trained on them, an eye of a million weights
+learns the votes by heart and judges new clips no better (docs/results/reward.md).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from reelign.data.clip import Clip
 from reelign.errors import ReelignError
-from reelign.miniature.eye import MATCH, Eye, load_eye, words_of
+from reelign.miniature.eye import OPINIONS, load_eye, words_of
 from reelign.miniature.world import FPS, FRAMES, SIDE
 from reelign.models.load import load_model
 from reelign.rewards.base import Needs
@@ -36,11 +36,10 @@ class VideoNetworkConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
     kind: Literal["miniature"]
     spread: bool = Field(default=False, description="Whether it also says how sure it is.")
-    hidden: int = Field(default=64, ge=1, description="Width of the head.")
 
     def build(self, axes: Sequence[str], parent: str, seed: int, device: torch.device | str) -> VideoNetwork:
-        """The network before its votes; its head starts from `seed`."""
-        return VideoNetwork(load_eye(), axes, self.spread, self.hidden, seed).to(device)
+        """The network before its votes; it starts with no opinion, whatever the seed."""
+        return VideoNetwork(axes, self.spread).to(device)
 
 
 class VideoNetwork(PreferenceNetwork):
@@ -49,52 +48,44 @@ class VideoNetwork(PreferenceNetwork):
     kind = "miniature"
     needs = Needs(fps=FPS, frames=FRAMES, side=SIDE)
 
-    def __init__(self, eye: Eye, axes: Sequence[str], spread: bool, hidden: int, seed: int) -> None:
+    def __init__(self, axes: Sequence[str], spread: bool) -> None:
         super().__init__()
-        self.axes, self.spread, self.hidden = tuple(axes), spread, hidden
-        self._model = load_model("miniature", device="cpu")
-        outputs = len(self.axes) * (2 if spread else 1)
-        self.eye = eye
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.head = nn.Sequential(nn.Linear(eye.width, hidden), nn.SiLU(), nn.Linear(hidden, outputs))
-            self.fit = nn.Linear(MATCH + 1, outputs, bias=False)
-        nn.init.zeros_(self.fit.weight)
+        self.axes, self.spread = tuple(axes), spread
+        self._model, self._eye = load_model("miniature", device="cpu"), [load_eye()]
+        self.head = nn.Linear(OPINIONS, len(self.axes) * (2 if spread else 1), bias=spread)
+        for value in self.head.parameters():
+            nn.init.zeros_(value)
 
     @torch.no_grad()
     def read(self, clips: Sequence[Clip]) -> list[dict[str, Tensor]]:
-        """Latents in half precision and the words' vector of each clip."""
-        latents = self._model.encode_video(torch.from_numpy(np.stack([clip.frames for clip in clips]))).half()
+        """What the eye says of each clip and its prompt, float32 (OPINIONS,)."""
+        latents = self._model.encode_video(torch.from_numpy(np.stack([clip.frames for clip in clips])))
         words = words_of(self._model.encode_text([clip.prompt for clip in clips]))
-        return [{"latents": clip, "words": said} for clip, said in zip(latents, words, strict=True)]
+        return [{"said": said} for said in self._eye[0](latents, words)]
+
+    def features(self, seen: Sequence[dict[str, Tensor]]) -> Tensor:
+        """The same for every axis, (B, axes, OPINIONS)."""
+        said = torch.stack([clip["said"] for clip in seen]).to(self.head.weight.device)
+        return said[:, None].expand(-1, len(self.axes), -1)
 
     def forward(self, seen: Sequence[dict[str, Tensor]]) -> Tensor:
         """(B, axes, outputs)."""
-        device = self.fit.weight.device
-        latents = torch.stack([clip["latents"] for clip in seen]).to(device).float()
-        words = torch.stack([clip["words"] for clip in seen]).to(device)
-        sight = self.eye(latents)
-        match = self.eye.match(sight, words) * MATCH**0.5
-        match = torch.cat([match, match.sum(-1, keepdim=True)], -1)
-        return (self.head(sight) + self.fit(match)).unflatten(-1, (len(self.axes), -1))
+        return self.head(self.features(seen)[:, 0]).unflatten(-1, (len(self.axes), -1))
 
     def facts(self) -> dict[str, Any]:
         """What `load` needs."""
-        config = {name: value for name, value in self.eye.denoiser.config.items() if not name.startswith("_")}
-        return {"axes": list(self.axes), "spread": self.spread, "hidden": self.hidden, "denoiser": config}
+        return {"axes": list(self.axes), "spread": self.spread}
 
     def save(self, folder: Path) -> None:
-        """Write all weights but those of autoencoder and text encoder."""
+        """Write the head."""
         save_file({name: value.contiguous() for name, value in self.state_dict().items()}, folder / WEIGHTS)
 
     @classmethod
     def load(cls, folder: Path, facts: dict[str, Any], device: torch.device | str) -> VideoNetwork:
         """Read what `save` wrote."""
         try:
-            weights = load_file(folder / WEIGHTS)
-            eye = Eye(facts["denoiser"], weights["eye.nothing"])
-            network = cls(eye, facts["axes"], facts["spread"], facts["hidden"], 0)
-            network.load_state_dict(weights)
+            network = cls(facts["axes"], facts["spread"])
+            network.load_state_dict(load_file(folder / WEIGHTS))
         except (OSError, SafetensorError, KeyError, RuntimeError) as error:
             first = str(error).strip().splitlines()[0]
             raise ReelignError(f"cannot load the reward network of {folder}: {first}. Is the folder whole?") from error

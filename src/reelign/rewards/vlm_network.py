@@ -178,6 +178,13 @@ class VlmNetwork(PreferenceNetwork):
 
     def forward(self, seen: Sequence[dict[str, Tensor]]) -> Tensor:
         """Float32 (B, axes, 1) means, or (B, axes, 2) means and log deviations."""
+        # Sharded, the head's weights come in the base's type (the product is float32 all the same), and FSDP asks for
+        # an output that is no view.
+        bias = None if self.head.bias is None else self.head.bias.float()
+        return F.linear(self.features(seen), self.head.weight.float(), bias).clone()
+
+    def features(self, seen: Sequence[dict[str, Tensor]]) -> Tensor:
+        """The last hidden state at the token of each axis, float32 (B, axes, width)."""
         family, config = self._family, self._backbone.config
         device = self.head.weight.device
         patches, grids = zip(
@@ -202,11 +209,7 @@ class VlmNetwork(PreferenceNetwork):
             **(timing if family.real_time else {}),
         ).last_hidden_state
         places = (ids[:, None] == self._backbone.language_model.embed_tokens.ids[:, None]).int().argmax(2)
-        read = hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[2])).float()
-        # Sharded, the head's weights come in the base's type (the product is float32 all the same), and FSDP asks for
-        # an output that is no view.
-        bias = None if self.head.bias is None else self.head.bias.float()
-        return F.linear(read, self.head.weight.float(), bias).clone()
+        return hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[2])).float()
 
     def save(self, folder: Path) -> None:
         """Write all that learns, and nothing of the base, into one file; the network is whole, not sharded.

@@ -9,9 +9,9 @@ people. A reward whose agreement cannot be told from chance is not usable, and s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -21,6 +21,7 @@ from reelign.errors import ReelignError
 from reelign.feedback.comparison import axes_of
 from reelign.feedback.vote import Axis, Vote
 from reelign.flow.ties import moderated, probabilities, tie_nll
+from reelign.rewards.certainty import Certainty
 from reelign.rewards.preference import PreferenceNetwork, RewardCard
 from reelign.rewards.video_network import VideoNetworkConfig
 from reelign.rewards.vlm_network import VlmNetworkConfig
@@ -33,6 +34,7 @@ from reelign.train.ema import Ema
 from reelign.train.optim import OptimConfig, Optimizer
 from reelign.train.track import Sink, Tracker
 
+Part = Literal["training", "validation", "test"]
 NetworkConfig = Annotated[VideoNetworkConfig | VlmNetworkConfig, Field(discriminator="kind")]
 
 
@@ -87,7 +89,8 @@ class RewardTrainer:
         self.share = share
         self.axes = _axes(votes, config.axes)
         plain = [vote for vote in votes if vote.kind == "plain" and vote.axis in self.axes]
-        self.votes = dict(zip(("training", "validation", "test"), _split(plain, config.held_out), strict=True))
+        place = parts_of((vote.prompt for vote in plain), config.held_out)
+        self.votes = {part: [vote for vote in plain if place[vote.prompt] == part] for part in get_args(Part)}
         self.ballots = {name: ballots_of(found, self.axes) for name, found in self.votes.items()}
         self.network: PreferenceNetwork = config.network.build(
             self.axes, context.parent, context.seed, context.world.device
@@ -223,6 +226,7 @@ class RewardTrainer:
             target.mkdir(parents=True, exist_ok=True)
             with self.ema.swapped():
                 self.network.save(target)
+            self.certainty().save(target)
             self.card(verdict).save(target)
             write_verdict(self.context.folder, verdict)
         self.tracker.close()
@@ -251,6 +255,29 @@ class RewardTrainer:
         self.network.train()
         return torch.cat(parts)[..., 0].double().cpu()
 
+    @torch.no_grad()
+    def apart(self, pairs: Sequence[tuple[Side, Side]]) -> tuple[Tensor, Tensor]:
+        """How far the clips of pairs are apart by the averaged weights, float64: what the heads read (N, axes, F), and
+        the scores (N, axes)."""
+        self.network.eval()
+        features, differences = [], []
+        with self.ema.swapped():
+            for start in range(0, len(pairs), self.config.micro_batch):
+                seen = self.clips([side for pair in pairs[start : start + self.config.micro_batch] for side in pair])
+                read, scores = self.network.features(seen), self.network(seen)[..., 0]
+                for found, values in ((features, read), (differences, scores)):
+                    a, b = values.double().cpu().unflatten(0, (-1, 2)).unbind(1)
+                    found.append(a - b)
+        self.network.train()
+        return torch.cat(features), torch.cat(differences)
+
+    def certainty(self) -> Certainty:
+        """What the votes that taught it told of its head."""
+        ballots = self.ballots["training"]
+        features, differences = self.apart([(ballot.a, ballot.b) for ballot in ballots])
+        given = ~torch.stack([ballot.worths for ballot in ballots]).isnan()
+        return Certainty.of(self.axes, features, differences, given, self.config.k)
+
     def card(self, verdict: Verdict) -> RewardCard:
         """What the artifact says of itself; its scores are centred and scaled over the clips it was fitted on."""
         raw = self.scores(_sides(self.ballots["training"]))
@@ -264,6 +291,7 @@ class RewardTrainer:
             accuracy=verdict.accuracy(),
             usable={str(axis): found.usable for axis, found in verdict.axes.items()},
             source=verdict.sources,
+            k=self.config.k,
         )
 
 
@@ -280,11 +308,15 @@ def _axes(votes: Sequence[Vote], wanted: Sequence[Axis] | None) -> tuple[Axis, .
     return tuple(wanted or there)
 
 
-def _split(votes: Sequence[Vote], held_out: float) -> tuple[list[Vote], list[Vote], list[Vote]]:
-    """Votes for training, validation and test, by the hash of their prompts."""
-    names = sorted({vote.prompt for vote in votes}, key=lambda text: hashlib.sha256(text.encode()).hexdigest())
+def parts_of(prompts: Iterable[str], held_out: float) -> dict[str, Part]:
+    """The part that each prompt's votes belong to, by the hash of its words.
+
+    Raises:
+        ReelignError: there are too few prompts.
+    """
+    names = sorted(set(prompts), key=lambda text: hashlib.sha256(text.encode()).hexdigest())
     count = max(1, round(held_out * len(names) / 2))
     if len(names) < 2 * count + 1:
         raise ReelignError(f"the votes are on {len(names)} prompts; fitting, stopping and testing need 3 or more.")
-    place = {name: number // count for number, name in enumerate(names)}
-    return tuple([vote for vote in votes if min(place[vote.prompt], 2) == part] for part in (2, 0, 1))  # pyright: ignore[reportReturnType]
+    order: tuple[Part, ...] = ("validation", "test")
+    return {name: order[place // count] if place < 2 * count else "training" for place, name in enumerate(names)}

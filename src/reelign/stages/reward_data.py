@@ -56,11 +56,11 @@ def ballots_of(votes: Sequence[Vote], axes: Sequence[Axis]) -> list[Ballot]:
 
 
 class SeenClips:
-    """Clips as a network sees them, read when they are asked for; as many are kept as fit into `room` bytes."""
+    """Clips as a network sees them, read when they are asked for; as many are `kept` as fit into `room` bytes."""
 
     def __init__(self, network: PreferenceNetwork, room: int) -> None:
         self.network, self.room = network, room
-        self._kept: dict[Side, dict[str, Tensor]] = {}
+        self.kept: dict[Side, dict[str, Tensor]] = {}
 
     def __call__(self, sides: Sequence[Side]) -> list[dict[str, Tensor]]:
         """What the network's `read` says of each.
@@ -68,7 +68,7 @@ class SeenClips:
         Raises:
             ReelignError: a clip is missing or damaged.
         """
-        return [self._kept.get(side) or self._read(side) for side in sides]
+        return [self.kept.get(side) or self._read(side) for side in sides]
 
     def _read(self, side: Side) -> dict[str, Tensor]:
         clip = replace(read_clip(Path(side.clip), side.prompt), id=side.clip)
@@ -76,5 +76,5 @@ class SeenClips:
         size = sum(value.numel() * value.element_size() for value in seen.values())
         if size <= self.room:
             self.room -= size
-            self._kept[side] = seen
+            self.kept[side] = seen
         return seen

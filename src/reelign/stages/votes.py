@@ -5,6 +5,7 @@ is there to ask, and is called simulated in every record. The evaluation judge s
 learned from votes is judged by somebody who never voted.
 
     votes/votes.jsonl   clips/PAIR-a.mp4, PAIR-b.mp4   parts/ (what was made before an interruption)
+    votes/report.html   report.json (where votes compare models; both clips of a simulated pair are of one)
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from reelign.data.clip import Clip, write_clip
 from reelign.data.prompts import ListedPrompt
 from reelign.errors import ReelignError
 from reelign.feedback.collected import collected
+from reelign.feedback.comparison import compared_models
 from reelign.feedback.imported import named_from
+from reelign.feedback.report import build_report
 from reelign.feedback.simulate import RaterConfig, ScoredPair, simulated_votes
 from reelign.feedback.vote import Shown, Vote, missing_clips, read_votes, write_votes
 from reelign.models.base import VideoModel
@@ -33,7 +36,7 @@ from reelign.sampling.sample import SampleConfig, own_sampler, sample
 from reelign.stages.asked import PromptSource, build_prompts, drawn
 from reelign.stages.context import StageContext
 
-VOTES = "votes.jsonl"
+VOTES, PAGE = "votes.jsonl", "report.html"
 
 
 class VotesOfPeople(BaseModel):
@@ -81,14 +84,20 @@ def run_votes(context: StageContext, config: VotesConfig) -> Path:
         found += own
     if context.world.is_main:
         write_votes(context.folder / VOTES, [_seen_from(context.folder / VOTES, vote) for vote in found])
+        _compare(found, context.folder)
     context.world.barrier()
     return context.folder / VOTES
 
 
+def _compare(votes: Sequence[Vote], folder: Path) -> None:
+    """The page of what was said of models against each other; pairs of one model say nothing of that."""
+    of_models = [vote for vote in votes if vote.kind != "plain" or vote.a.model != vote.b.model]
+    if compared_models([vote for vote in of_models if vote.source != "model"]):
+        build_report(of_models, folder)
+
+
 def _given(source: VotesOfPeople) -> list[Vote]:
     votes = collected(source.path)
-    if not votes:
-        raise ReelignError(f"{source.path} holds no vote.")
     if missing := missing_clips(votes):
         raise ReelignError(f"{source.path} names clips that are not there: {missing[0]} (and {len(missing) - 1} more).")
     return votes
@@ -98,6 +107,12 @@ def _seen_from(file: Path, vote: Vote) -> Vote:
     """The vote with its clips as `file` names them."""
     a, b = (Shown(side.model, named_from(file, side.clip)) for side in (vote.a, vote.b))
     return replace(vote, a=a, b=b)
+
+
+def _called(parent: str) -> str:
+    """What the votes call a model: the stage whose artifact it is, or its folder."""
+    place = Path(parent)
+    return place.parent.name if place.name == "model" else place.name
 
 
 class _Simulation:
@@ -160,16 +175,14 @@ class _Simulation:
     def _judged(
         self, judge: Reward, places: range, listed: Sequence[ListedPrompt], frames: np.ndarray
     ) -> list[ScoredPair]:
-        fps, found = self.context.battery.fps, []
+        fps, found, model = self.context.battery.fps, [], _called(self.context.parent)
         for place, prompt, (one, other) in zip(places, listed, frames.reshape(-1, 2, *frames.shape[1:]), strict=True):
             name, sides = f"{self.number}-{place:06d}", []
             for side, video in (("a", one), ("b", other)):
                 path = self.context.folder / "clips" / f"{name}-{side}.mp4"
                 write_clip(path, video, fps)
                 scores = judge([Clip(video, fps, prompt.text, path.stem)])
-                sides.append(
-                    (Shown(f"noise {side}", str(path)), {axis: float(values[0]) for axis, values in scores.items()})
-                )
+                sides.append((Shown(model, str(path)), {axis: float(values[0]) for axis, values in scores.items()}))
             (a, scores_a), (b, scores_b) = sides
             found.append(ScoredPair(name, prompt.text, a, b, scores_a, scores_b))
         return found

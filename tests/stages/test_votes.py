@@ -1,0 +1,57 @@
+"""Votes of a run: what is collected, and when there is a page of it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reelign.data.clip import write_clip
+from reelign.feedback.vote import read_votes, write_votes
+from reelign.stages.votes import VotesConfig, run_votes
+from voting import context, vote
+
+SIMULATED = {"kind": "simulated", "prompts": [{"kind": "miniature", "count": 2}], "pairs": 3, "batch_size": 2}
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> Path:
+    """Votes of two people on clips of two models for each of nine prompts."""
+    clips = [str(tmp_path / f"{side}.mp4") for side in "ab"]
+    for clip in clips:
+        write_clip(Path(clip), np.zeros((5, 32, 32, 3), np.uint8), 8.0)
+    votes = [
+        vote(f"pair {n}", f"prompt {n}", (clips[0], clips[1]), "good", rater=rater)
+        for n in range(9)
+        for rater in ("ada", "bob")
+    ]
+    write_votes(tmp_path / "given.jsonl", [replace(found, source="person") for found in votes])
+    return tmp_path / "given.jsonl"
+
+
+def collect(folder: Path, *sources: object) -> Path:
+    return run_votes(context(folder), VotesConfig.model_validate({"sources": list(sources)}))
+
+
+def test_both_clips_of_a_simulated_pair_are_of_one_model_and_there_is_nothing_to_compare(tmp_path: Path) -> None:
+    path = collect(tmp_path, SIMULATED)
+    votes = read_votes(path)
+    assert {side.model for found in votes for side in (found.a, found.b)} == {"miniature"}
+    assert len({found.pair for found in votes}) == 3 and {found.source for found in votes} == {"simulated"}
+    assert all(Path(found.a.clip).is_file() and found.a.clip != found.b.clip for found in votes)
+    assert not (path.parent / "report.html").exists()
+
+
+def test_votes_on_two_models_get_a_page_to_which_pairs_of_one_model_add_nothing(tmp_path: Path, given: Path) -> None:
+    path = collect(tmp_path, {"kind": "file", "path": str(given)}, SIMULATED)
+    assert len(read_votes(path)) == 18 + 3 * 4
+    found = json.loads((path.parent / "report.json").read_text(encoding="utf-8"))
+    assert found["votes"] == 18 and found["simulated_share"] == 0
+    assert [(one["a"], one["b"]) for one in found["comparisons"]] == [("model 0", "model 1")]
+    assert "model 1" in (path.parent / "report.html").read_text(encoding="utf-8")
+
+
+def test_votes_of_models_are_no_human_feedback(tmp_path: Path, given: Path) -> None:
+    write_votes(given, [replace(found, source="model") for found in read_votes(given)])
+    assert not (collect(tmp_path, {"kind": "file", "path": str(given)}).parent / "report.html").exists()
