@@ -50,9 +50,12 @@ RECIPE = {
     "network": {"kind": "miniature"},
     "k": 2.0,
     "updates": 400,
-    "batch_size": 64,
-    "optim": {"lr": 3e-3, "weight_decay": 0.1, "warmup_steps": 10, "schedule": "cosine"},
-    "validate_every": 40,
+    "batch_size": 128,
+    "micro_batch": 128,
+    "optim": {"lr": 3e-3, "warmup_steps": 10, "schedule": "cosine"},
+    "validate_every": 100,
+    "save_every": 100,
+    "patience": None,
     "held_out": 0.1,
 }
 

@@ -37,6 +37,8 @@ OPINIONS = 2 * MATCH + 1 + len(DEFECTS)
 """What it says of a clip and words: what is seen, how each part of it fits, how the whole fits, and the defects."""
 FRAMES_SEEN = (FRAMES + 3) // 4
 """Latent frames of a clip."""
+BOUND = 4.0
+"""Most deviations of an opinion: a clip unlike all others shall not decide alone."""
 LEVEL = 100.0
 """The timestep at which the denoiser looks: nearly clean, as it was trained."""
 
@@ -95,7 +97,7 @@ class Eye(nn.Module):
         shown = F.normalize(self.see(seen), dim=-1)
         match = shown * F.normalize(self.say(words), dim=-1)
         said = torch.cat([shown, match, match.sum(-1, keepdim=True), self.defects(seen)], -1)
-        return (said - self.centre) / self.scale
+        return ((said - self.centre) / self.scale).clamp(-BOUND, BOUND)
 
     def save(self, folder: Path) -> None:
         """Write `eye.safetensors` in half precision and `eye.json`."""

@@ -102,10 +102,15 @@ def _loss(eye: Eye, lessons: Lessons, chosen: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _standardise(eye: Eye, lessons: Lessons) -> None:
-    rows = range(0, 4096, 256)
-    said = torch.cat([eye(lessons.latents[i : i + 256].float(), lessons.words[i : i + 256, 0]) for i in rows])
-    eye.centre.copy_(said.mean(0))
-    eye.scale.copy_(said.std(0).clamp(min=1e-3))
+    """Centre and scale over clips with their own captions of both styles, and with those of others."""
+    said = []
+    for start in range(0, min(4096, CLIPS), 256):
+        rows = torch.arange(start, min(start + 256, CLIPS))
+        seen, words = lessons.latents[rows].float(), lessons.words[rows]
+        said += [eye(seen, words[:, 0]), eye(seen, words[:, 1]), eye(seen, words[:, 0].roll(1, 0))]
+    every = torch.cat(said)
+    eye.centre.copy_(every.mean(0))
+    eye.scale.copy_(every.std(0).clamp(min=1e-3))
 
 
 @torch.no_grad()

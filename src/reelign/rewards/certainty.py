@@ -6,7 +6,7 @@ difference x of features. Votes leave w uncertain, about normally (MacKay 1992; 
     precision = prior + sum over votes of h x x',    h = the expected curvature of the likelihood of a vote
     variance of the difference of a pair = x' precision^-1 x
 
-A priori the difference of two clips has the variance `PRIOR`.
+A priori the difference of two clips has the variance `PRIOR`; the fit has the same prior.
 """
 
 from __future__ import annotations
@@ -37,6 +37,11 @@ def curvature(difference: Tensor, k: float) -> Tensor:
     return a * bend_a + b * bend_b + tie * (bend_a + bend_b)
 
 
+def prior_precision(features: Tensor) -> Tensor:
+    """Of each weight of a head, from differences of features (..., N, F): a usual pair has the variance `PRIOR`."""
+    return features.square().sum(-1).mean(-1) / PRIOR
+
+
 @dataclass(frozen=True)
 class Certainty:
     """What votes have told of the head of each axis.
@@ -64,8 +69,8 @@ class Certainty:
         for place, axis in enumerate(axes):
             rows = features[:, place].double()
             weight = curvature(differences[:, place].double(), k) * given[:, place]
-            prior = rows.square().sum(1).mean() / PRIOR
-            found[axis] = prior * torch.eye(rows.shape[1], dtype=rows.dtype) + rows.T @ (weight[:, None] * rows)
+            prior = prior_precision(rows) * torch.eye(rows.shape[1], dtype=rows.dtype)
+            found[axis] = prior + rows.T @ (weight[:, None] * rows)
         return cls(found, k)
 
     def save(self, folder: Path) -> None:

@@ -52,6 +52,10 @@ class PreferenceNetwork(nn.Module, ABC):
         """Of what `read` gave: what the linear head of each axis reads, float32 (B, axes, F)."""
 
     @abstractmethod
+    def head_weights(self) -> Tensor:
+        """Of the mean of each axis: the weights that read its features, (axes, F)."""
+
+    @abstractmethod
     def forward(self, seen: Sequence[dict[str, Tensor]]) -> Tensor:
         """Of what `read` gave: float32 (B, axes, 1) means, or (B, axes, 2) means and log deviations."""
 

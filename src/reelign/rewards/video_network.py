@@ -68,6 +68,10 @@ class VideoNetwork(PreferenceNetwork):
         said = torch.stack([clip["said"] for clip in seen]).to(self.head.weight.device)
         return said[:, None].expand(-1, len(self.axes), -1)
 
+    def head_weights(self) -> Tensor:
+        """(axes, OPINIONS)."""
+        return self.head.weight.unflatten(0, (len(self.axes), -1))[:, 0]
+
     def forward(self, seen: Sequence[dict[str, Tensor]]) -> Tensor:
         """(B, axes, outputs)."""
         return self.head(self.features(seen)[:, 0]).unflatten(-1, (len(self.axes), -1))

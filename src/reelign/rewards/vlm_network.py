@@ -183,6 +183,10 @@ class VlmNetwork(PreferenceNetwork):
         bias = None if self.head.bias is None else self.head.bias.float()
         return F.linear(self.features(seen), self.head.weight.float(), bias).clone()
 
+    def head_weights(self) -> Tensor:
+        """The same for every axis, (axes, width): their tokens differ, and not their head."""
+        return self.head.weight[:1].float().expand(len(self.axes), -1)
+
     def features(self, seen: Sequence[dict[str, Tensor]]) -> Tensor:
         """The last hidden state at the token of each axis, float32 (B, axes, width)."""
         family, config = self._family, self._backbone.config

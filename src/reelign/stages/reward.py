@@ -2,6 +2,9 @@
 
     D = score(A) - score(B) on each axis;   loss = -log P(vote | D), Bradley-Terry with ties (`reelign.flow.ties`)
 
+The heads have a normal prior, under which the difference of a usual pair has the variance of `certainty.PRIOR`: few
+votes on many features would otherwise be learned by heart.
+
 Prompts are held out, never votes: half of them decide when to stop, the other half say how well the reward agrees with
 people. A reward whose agreement cannot be told from chance is not usable, and says so.
 """
@@ -21,7 +24,7 @@ from reelign.errors import ReelignError
 from reelign.feedback.comparison import axes_of
 from reelign.feedback.vote import Axis, Vote
 from reelign.flow.ties import moderated, probabilities, tie_nll
-from reelign.rewards.certainty import Certainty
+from reelign.rewards.certainty import Certainty, prior_precision
 from reelign.rewards.preference import PreferenceNetwork, RewardCard
 from reelign.rewards.video_network import VideoNetworkConfig
 from reelign.rewards.vlm_network import VlmNetworkConfig
@@ -34,6 +37,8 @@ from reelign.train.ema import Ema
 from reelign.train.optim import OptimConfig, Optimizer
 from reelign.train.track import Sink, Tracker
 
+PAIRS_OF_PRIOR = 256
+"""Pairs from which the size of features is estimated."""
 Part = Literal["training", "validation", "test"]
 NetworkConfig = Annotated[VideoNetworkConfig | VlmNetworkConfig, Field(discriminator="kind")]
 
@@ -98,8 +103,11 @@ class RewardTrainer:
         self.clips = SeenClips(self.network, int(config.cache * 2**30))
         learned = [(name, value) for name, value in self.network.named_parameters() if value.requires_grad]
         self.learned = dict(learned)
-        self.optimizer = Optimizer(learned, config.optim, total_steps=config.updates)
+        shown = [(ballot.a, ballot.b) for ballot in self.ballots["training"][:PAIRS_OF_PRIOR]]
         self.ema = Ema(learned, config.ema_decay)
+        self.prior = prior_precision(self.apart(shown)[0].transpose(0, 1)).float().to(context.world.device)
+        self.taught = sum(ballot.count for ballot in self.ballots["training"])
+        self.optimizer = Optimizer(learned, config.optim, total_steps=config.updates)
         self.checkpoints = Checkpoints(context.folder / "checkpoints")
         self.tracker = Tracker(context.folder, enabled=context.world.is_main, sinks=config.track)
         self.update, self.best, self.since_best = 0, float("-inf"), 0
@@ -157,12 +165,14 @@ class RewardTrainer:
             loss = losses.sum() * world.size / count
             loss.backward()
             total += loss.detach()
+        penalty = (self.prior * self.network.head_weights().square().sum(1)).sum() / (2 * self.taught)
+        penalty.backward()
         for value in self.learned.values():
             if value.grad is not None:
                 value.grad = world.mean(value.grad)
         grad_norm = self.optimizer.step()
         self.ema.update()
-        return {"loss": float(world.mean(total)), "grad_norm": grad_norm, "lr": lr}
+        return {"loss": float(world.mean(total)), "prior": float(penalty.detach()), "grad_norm": grad_norm, "lr": lr}
 
     def drawn(self) -> list[Ballot]:
         """This rank's ballots of the update, from a stream that shuffles them anew each time it is through."""
