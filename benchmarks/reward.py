@@ -32,6 +32,7 @@ from reelign.feedback.vote import AXES, Vote, read_votes
 from reelign.files import write_atomically
 from reelign.rewards.certainty import Certainty
 from reelign.rewards.miniature import MiniatureReward
+from reelign.rewards.video_network import VideoNetwork
 from reelign.sampling.sample import SampleConfig
 from reelign.stages.context import StageContext
 from reelign.stages.reward import RewardConfig, RewardTrainer
@@ -68,10 +69,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="sampler steps of its clips")
     arguments = parser.parse_args()
     pairs = pool(arguments.work / "pool", arguments.pairs, arguments.steps)
-    found = {"random": [], "active": []}
+    found, shared = {"random": [], "active": []}, read(pairs)
     for seed in SEEDS:
         split = Split(pairs, seed)
-        shared: dict[Any, Any] = {}
         for count in (count for count in COUNTS if count <= len(split.training)):
             place = arguments.work / f"seed-{seed}" / f"random-{count}"
             found["random"].append(fitted(place, split, split.training[:count], shared))
@@ -99,6 +99,17 @@ def pool(folder: Path, count: int, steps: int) -> list[ScoredPair]:
     return [ScoredPair(v.pair, v.prompt, v.a, v.b, scores[v.a.clip], scores[v.b.clip]) for v in shown.values()]
 
 
+def read(pairs: Sequence[ScoredPair]) -> dict[Side, dict[str, torch.Tensor]]:
+    """What the network reads of every clip, which does not depend on votes."""
+    network = VideoNetwork(AXES, spread=False)
+    sides = list(dict.fromkeys(side for pair in pairs for side in sides_of(pair)))
+    found = {}
+    for start in range(0, len(sides), 64):
+        part = sides[start : start + 64]
+        found |= zip(part, network.read([read_clip(Path(side.clip), side.prompt) for side in part]), strict=True)
+    return found
+
+
 class Split:
     """A seed's held-out pairs, the order in which the others are voted on, and everybody's votes."""
 
@@ -122,7 +133,9 @@ class Split:
         return [vote for pair in pairs for vote in self.votes[pair.id]]
 
 
-def trainer_of(place: Path, split: Split, chosen: Sequence[ScoredPair], shared: dict[Any, Any]) -> RewardTrainer:
+def trainer_of(
+    place: Path, split: Split, chosen: Sequence[ScoredPair], shared: dict[Side, dict[str, torch.Tensor]]
+) -> RewardTrainer:
     """A trainer on the votes of some pairs; what the network reads of a clip is read once for all."""
     recipe = RewardConfig.model_validate(RECIPE)
     trainer = RewardTrainer(context(place, SampleConfig(), split.seed), recipe, split.of(chosen))
@@ -130,7 +143,9 @@ def trainer_of(place: Path, split: Split, chosen: Sequence[ScoredPair], shared: 
     return trainer
 
 
-def fitted(place: Path, split: Split, chosen: Sequence[ScoredPair], shared: dict[Any, Any]) -> dict[str, Any]:
+def fitted(
+    place: Path, split: Split, chosen: Sequence[ScoredPair], shared: dict[Side, dict[str, torch.Tensor]]
+) -> dict[str, Any]:
     """Fit to the votes on some pairs, and test on those of the held-out prompts."""
     done = place / "tested.json"
     if not done.exists():
@@ -167,7 +182,7 @@ def sides_of(pair: ScoredPair) -> tuple[Side, Side]:
     return Side(pair.a.clip, pair.prompt), Side(pair.b.clip, pair.prompt)
 
 
-def active(folder: Path, split: Split, shared: dict[Any, Any]) -> list[dict[str, Any]]:
+def active(folder: Path, split: Split, shared: dict[Side, dict[str, torch.Tensor]]) -> list[dict[str, Any]]:
     """Rounds of the pairs that the reward is least sure of, from 250 random ones to 2,000."""
     chosen, found = split.training[:ROUND], []
     while True:
