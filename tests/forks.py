@@ -82,6 +82,7 @@ def _command(arguments: list[str], variables: dict[str, str], folder: str, out: 
     os.environ.clear()
     os.environ.update(variables)
     os.chdir(folder)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests themselves run in the background
     sys.path[:0] = [place for place in variables.get("PYTHONPATH", "").split(os.pathsep) if place]
     sys.argv = ["reelign", *arguments]
     for number, path in ((1, out), (2, err)):

@@ -234,12 +234,13 @@ class Watch:
 
     def _teacher(self) -> Evaluation:
         """The teacher's validation, sampled once for all parts of the stage."""
-        path = self.context.folder.parent / "validation-teacher.json"
-        if not path.exists():
+        path, world = self.context.folder.parent / "validation-teacher.json", self.context.world
+        # The ranks decide together: a slow one that looks after the file was written would skip what others wait for.
+        if bool(world.sum(torch.tensor(float(not path.exists()), device=world.device)) > 0):
             found = self._validation(self.teacher, self.context.sampler, "teacher")
-            if self.context.world.is_main:
+            if world.is_main:
                 found.save(path)
-            self.context.world.barrier()
+            world.barrier()
         return Evaluation.load(path)
 
     def _validation(self, model: VideoModel, sampler: SampleConfig, note: str) -> Evaluation:
