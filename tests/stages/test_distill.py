@@ -2,6 +2,7 @@
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -262,3 +263,20 @@ def test_a_teacher_with_other_latents_is_refused(tmp_path):
 def test_the_student_carries_the_enhancer_of_its_parent(one_rank):
     enhancer = one_rank / "r" / "distill" / "model" / "enhancer"
     assert not enhancer.exists()  # its parent has none
+
+
+class _BesideASlowOne(World):
+    """A rank whose neighbour has not seen a file that lies there already."""
+
+    def sum(self, value):
+        return value + 1
+
+
+def test_n_a_rank_that_sees_the_teachers_validation_still_joins_those_that_do_not(tmp_path):
+    """Whether the teacher is validated is one decision of all ranks; each for itself, one would wait for ever."""
+    watch = matching(tmp_path).watch
+    first = watch._teacher()
+    path = tmp_path / "validation-teacher.json"
+    path.write_text("not the teacher's")
+    watch.context = replace(watch.context, world=_BesideASlowOne(0, 1, torch.device("cpu"), None))
+    assert watch._teacher() == first
