@@ -45,7 +45,8 @@ def least_sure(study: Study, reward: Path, count: int | None = None) -> dict[str
         part = sides[start : start + BATCH]
         seen = network.read([fit(read_clip(study.clip(name), prompt), network.needs) for name, prompt in part])
         with torch.no_grad():
-            for side, row, score in zip(part, network.features(seen), network(seen)[..., 0], strict=True):
+            read = network.features(seen)
+            for side, row, score in zip(part, read, network.judge(read)[..., 0], strict=True):
                 features[side], scores[side] = row.double(), score.double()
     both = [((pair.a.clip, pair.prompt), (pair.b.clip, pair.prompt)) for pair in pairs]
     apart = torch.stack([features[a] - features[b] for a, b in both])

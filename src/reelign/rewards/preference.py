@@ -56,8 +56,12 @@ class PreferenceNetwork(nn.Module, ABC):
         """Of the mean of each axis: the weights that read its features, (axes, F)."""
 
     @abstractmethod
+    def judge(self, features: Tensor) -> Tensor:
+        """Of features: float32 (B, axes, 1) means, or (B, axes, 2) means and log deviations."""
+
     def forward(self, seen: Sequence[dict[str, Tensor]]) -> Tensor:
-        """Of what `read` gave: float32 (B, axes, 1) means, or (B, axes, 2) means and log deviations."""
+        """What the network says of what `read` gave."""
+        return self.judge(self.features(seen))
 
     @abstractmethod
     def save(self, folder: Path) -> None:

@@ -72,9 +72,9 @@ class VideoNetwork(PreferenceNetwork):
         """(axes, OPINIONS)."""
         return self.head.weight.unflatten(0, (len(self.axes), -1))[:, 0]
 
-    def forward(self, seen: Sequence[dict[str, Tensor]]) -> Tensor:
+    def judge(self, features: Tensor) -> Tensor:
         """(B, axes, outputs)."""
-        return self.head(self.features(seen)[:, 0]).unflatten(-1, (len(self.axes), -1))
+        return self.head(features[:, 0]).unflatten(-1, (len(self.axes), -1))
 
     def facts(self) -> dict[str, Any]:
         """What `load` needs."""

@@ -176,12 +176,12 @@ class VlmNetwork(PreferenceNetwork):
             "seconds": torch.tensor(together * len(clip.frames) / clip.fps / len(chosen)),
         }
 
-    def forward(self, seen: Sequence[dict[str, Tensor]]) -> Tensor:
+    def judge(self, features: Tensor) -> Tensor:
         """Float32 (B, axes, 1) means, or (B, axes, 2) means and log deviations."""
         # Sharded, the head's weights come in the base's type (the product is float32 all the same), and FSDP asks for
         # an output that is no view.
         bias = None if self.head.bias is None else self.head.bias.float()
-        return F.linear(self.features(seen), self.head.weight.float(), bias).clone()
+        return F.linear(features, self.head.weight.float(), bias).clone()
 
     def head_weights(self) -> Tensor:
         """The same for every axis, (axes, width): their tokens differ, and not their head."""

@@ -12,7 +12,8 @@ people. A reward whose agreement cannot be told from chance is not usable, and s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -195,16 +196,21 @@ class RewardTrainer:
             return moderated(difference, (2 * scores[..., 1]).exp().sum(1))
         return difference
 
-    @torch.no_grad()
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The averaged weights at work: nothing learns here."""
+        self.network.eval()
+        with torch.no_grad(), self.ema.swapped():
+            yield
+        self.network.train()
+
     def foreseen(self, ballots: Sequence[Ballot]) -> Tensor:
         """Probabilities of A better, the same and B better by the averaged weights, (B, axes, 3)."""
-        self.network.eval()
-        with self.ema.swapped():
+        with self.averaged():
             parts = [
                 self.difference(ballots[start : start + self.config.micro_batch])
                 for start in range(0, len(ballots), self.config.micro_batch)
             ]
-        self.network.train()
         return probabilities(torch.cat(parts).float().cpu(), self.config.k)
 
     def validated(self) -> float:
@@ -255,30 +261,24 @@ class RewardTrainer:
             foreseen = self.foreseen(ballots)
         return judged(self.votes["test"], self.axes, scores, ballots, foreseen, len(self.votes["training"]))
 
-    @torch.no_grad()
     def scores(self, sides: Sequence[Side]) -> Tensor:
         """Raw scores of clips by the averaged weights, float64 (clips, axes)."""
-        self.network.eval()
         size = 2 * self.config.micro_batch
-        with self.ema.swapped():
+        with self.averaged():
             parts = [self.network(self.clips(sides[start : start + size])) for start in range(0, len(sides), size)]
-        self.network.train()
         return torch.cat(parts)[..., 0].double().cpu()
 
-    @torch.no_grad()
     def apart(self, pairs: Sequence[tuple[Side, Side]]) -> tuple[Tensor, Tensor]:
         """How far the clips of pairs are apart by the averaged weights, float64: what the heads read (N, axes, F), and
         the scores (N, axes)."""
-        self.network.eval()
         features, differences = [], []
-        with self.ema.swapped():
+        with self.averaged():
             for start in range(0, len(pairs), self.config.micro_batch):
                 seen = self.clips([side for pair in pairs[start : start + self.config.micro_batch] for side in pair])
-                read, scores = self.network.features(seen), self.network(seen)[..., 0]
-                for found, values in ((features, read), (differences, scores)):
+                read = self.network.features(seen)
+                for found, values in ((features, read), (differences, self.network.judge(read)[..., 0])):
                     a, b = values.double().cpu().unflatten(0, (-1, 2)).unbind(1)
                     found.append(a - b)
-        self.network.train()
         return torch.cat(features), torch.cat(differences)
 
     def certainty(self) -> Certainty:
