@@ -55,6 +55,7 @@ from reelign.stages import sft as sft_module
 from reelign.stages import student as student_module
 from reelign.stages import studio as studio_module
 from reelign.stages import training as training_module
+from reelign.stages import updates as updates_module
 from reelign.stages import votes as votes_module
 from reelign.stages.context import Progress, StageContext, silent
 from reelign.stages.distill import run_distill
@@ -200,7 +201,7 @@ class _Run:
 
     def _reward(self, config: RewardConfig, votes: Fitted) -> Fitted:
         """A reward fitted to the votes."""
-        key = self._key(config, [votes.key], reward_module, reward_data_module)
+        key = self._key(config, [votes.key], reward_module, reward_data_module, updates_module)
         parent = self.recipe.model
         return self._fit(
             "reward",
@@ -225,7 +226,7 @@ class _Run:
 
     def _dpo(self, config: DpoConfig, parent: str, votes: Fitted) -> None:
         made = json.loads((self.folder / parent / "stage.json").read_text(encoding="utf-8"))
-        code = (dpo_module, preferences_module, training_module, preference_module)
+        code = (dpo_module, preferences_module, training_module, updates_module, preference_module)
         key = self._key(config, [made["fingerprint"], votes.key], *code)
         self._stage(
             "dpo",
@@ -241,7 +242,7 @@ class _Run:
         if reward is not None:
             config = config.model_copy(update={"rewards": with_own_reward(config.rewards, reward.place)})
             inputs.append(reward.key)
-        key = self._key(config, inputs, rlhf_module, training_module)
+        key = self._key(config, inputs, rlhf_module, training_module, updates_module)
         self._stage(
             "rlhf",
             "Reinforcement learning",
@@ -266,7 +267,7 @@ class _Run:
         """Distil what the stage `before` left. An enhancer changes no generator: the student is compared with the stage
         that made the generator."""
         made = json.loads((self.folder / before / "stage.json").read_text(encoding="utf-8"))
-        code = (distill_module, student_module, causal_init_module, match_module)
+        code = (distill_module, student_module, updates_module, causal_init_module, match_module)
         key = self._key(config, [made["fingerprint"]], *code)
         self._stage(
             "distill",

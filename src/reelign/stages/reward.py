@@ -33,10 +33,10 @@ from reelign.stages.asked import drawn
 from reelign.stages.context import StageContext
 from reelign.stages.reward_data import Ballot, SeenClips, Side, ballots_of
 from reelign.stages.reward_verdict import Verdict, judged, write_verdict
-from reelign.train.checkpoint import Checkpoints
+from reelign.stages.updates import Updates
 from reelign.train.ema import Ema
 from reelign.train.optim import OptimConfig, Optimizer
-from reelign.train.track import Sink, Tracker
+from reelign.train.track import Sink
 
 PAIRS_OF_PRIOR = 256
 """Pairs from which the size of features is estimated."""
@@ -82,11 +82,14 @@ def run_reward(context: StageContext, config: RewardConfig, votes: Sequence[Vote
     return trainer.finish()
 
 
-class RewardTrainer:
-    """The loop and the state that a checkpoint holds."""
+class RewardTrainer(Updates):
+    """The updates and the state that a checkpoint holds."""
+
+    phase, doing = "reward/train", "reward: fit"
 
     def __init__(self, context: StageContext, config: RewardConfig, votes: Sequence[Vote]) -> None:
-        self.context, self.config = context, config
+        super().__init__(context, config)
+        self.config = config
         share, rest = divmod(config.batch_size, context.world.size)
         if rest:
             raise ReelignError(
@@ -109,9 +112,7 @@ class RewardTrainer:
         self.prior = prior_precision(self.apart(shown)[0].transpose(0, 1)).float().to(context.world.device)
         self.taught = sum(ballot.count for ballot in self.ballots["training"])
         self.optimizer = Optimizer(learned, config.optim, total_steps=config.updates)
-        self.checkpoints = Checkpoints(context.folder / "checkpoints")
-        self.tracker = Tracker(context.folder, enabled=context.world.is_main, sinks=config.track)
-        self.update, self.best, self.since_best = 0, float("-inf"), 0
+        self.best, self.since_best = float("-inf"), 0
 
     def state(self) -> dict[str, Any]:
         """What fitting goes on from; the order of votes follows from the number of updates done."""
@@ -123,33 +124,19 @@ class RewardTrainer:
             "since_best": self.since_best,
         }
 
-    def resume(self) -> None:
-        """Go on from the newest intact checkpoint, if there is one."""
-        latest = self.checkpoints.latest()
-        if latest is not None:
-            values = self.checkpoints.load(latest, self.state())
-            self.update, self.since_best = int(values["update"]), int(values["since_best"])
-            self.best = float(values["best"])
-        self.tracker.resume(self.update if latest is not None else -1)
+    def restore(self, values: dict[str, Any]) -> None:
+        """Take the plain values of a checkpoint."""
+        super().restore(values)
+        self.since_best, self.best = int(values["since_best"]), float(values["best"])
 
-    def train(self) -> None:
-        """All updates that are left, unless held-out votes are no longer foreseen better."""
-        config, context = self.config, self.context
-        while self.update < config.updates and not self.stale():
-            until = min(config.updates, (self.update // config.validate_every + 1) * config.validate_every)
-            with context.ledger.phase("reward/train") as cost:
-                while self.update < until and not context.stopping():
-                    numbers = self.one_update()
-                    self.update += 1
-                    cost.clips += 2 * config.batch_size
-                    self.tracker.log(self.update, **numbers)
-                    context.progress("reward: fit", self.update, config.updates, f"loss {numbers['loss']:.3f}")
-                    if self.update % config.save_every == 0 and self.update < until:
-                        self.checkpoints.save(self.update, self.state())
-            score = self.validated() if self.update == until else None
-            self.checkpoints.save(self.update, self.state(), score)
-            if context.stopping():
-                raise ReelignError(f"stopped after update {self.update} as asked; the same command goes on from here.")
+    def note(self, numbers: dict[str, float]) -> str:
+        """The loss."""
+        return f"loss {numbers['loss']:.3f}"
+
+    @property
+    def clips_an_update(self) -> int:
+        """Two for each vote."""
+        return 2 * self.config.batch_size
 
     def stale(self) -> bool:
         """Whether the held-out likelihood has not risen for `patience` validations."""

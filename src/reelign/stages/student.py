@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,14 @@ from reelign.stages.context import StageContext
 from reelign.stages.distill_recipe import DistillConfig, StudentConfig
 from reelign.stages.monitors import lost_motion, record_alarms
 from reelign.stages.trainee import Trainee
-from reelign.train.checkpoint import Checkpoints
+from reelign.stages.updates import Updates
 from reelign.train.parallel import World
-from reelign.train.track import Tracker
 
 
-class StudentTraining(ABC):
-    """The loop of a part, and the state that a checkpoint holds; a subclass says what one update is."""
+class StudentTraining(Updates):
+    """The updates of a part; a subclass says what one is."""
+
+    plan: StudentConfig
 
     def __init__(
         self,
@@ -40,22 +40,12 @@ class StudentTraining(ABC):
         recipe: DistillConfig,
         alarms_stop: int | None = None,
     ) -> None:
-        self.part, self.student, self.teacher, self.prompts, self.context = part, student, teacher, prompts, context
-        self.plan: StudentConfig = getattr(recipe, part)
+        super().__init__(context, getattr(recipe, part))
+        self.part, self.student, self.teacher, self.prompts = part, student, teacher, prompts
+        self.phase, self.doing = f"distill/{part}", f"distill: {part.replace('_', ' ')}"
         self.sampler, self.chunks = recipe.sampler, chunks_of(self.plan, context.world)
         self.trainee = Trainee(student, self.plan, self.plan.updates, context)
-        self.checkpoints = Checkpoints(context.folder / "checkpoints")
-        self.tracker = Tracker(context.folder, enabled=context.world.is_main, sinks=self.plan.track)
         self.watch = Watch(f"distill/{part}", student, teacher, context, self.plan.patience, alarms_stop)
-        self.update = 0
-
-    @abstractmethod
-    def one_update(self) -> dict[str, float]:
-        """One update; what is logged of it, its network evaluations over all ranks ("nfe") among it."""
-
-    @abstractmethod
-    def note(self, numbers: dict[str, float]) -> str:
-        """Of an update, for people who wait."""
 
     @property
     def clips_an_update(self) -> int:
@@ -66,31 +56,9 @@ class StudentTraining(ABC):
         """What training goes on from."""
         return {**self.trainee.state(), "watch": self.watch, "update": self.update}
 
-    def resume(self) -> None:
-        """Go on from the newest intact checkpoint, if there is one."""
-        latest = self.checkpoints.latest()
-        if latest is not None:
-            self.update = int(self.checkpoints.load(latest, self.state())["update"])
-        self.tracker.resume(self.update if latest is not None else -1)
-
-    def train(self) -> None:
-        """All updates that are left, unless held-out prompts no longer gain or motion is lost."""
-        plan, context, what = self.plan, self.context, f"distill: {self.part.replace('_', ' ')}"
-        while self.update < plan.updates and not self.watch.stale():
-            until = min(plan.updates, (self.update // plan.validate_every + 1) * plan.validate_every)
-            with context.ledger.phase(f"distill/{self.part}") as cost:
-                while self.update < until and not context.stopping():
-                    numbers = self.one_update()
-                    self.update += 1
-                    cost.clips += self.clips_an_update
-                    cost.nfe += int(numbers["nfe"])
-                    self.tracker.log(self.update, **numbers)
-                    context.progress(what, self.update, plan.updates, self.note(numbers))
-                    if self.update % plan.save_every == 0 and self.update < until:
-                        self.checkpoints.save(self.update, self.state())
-            self.checkpoints.save(self.update, self.state(), self.validated() if self.update == until else None)
-            if context.stopping():
-                raise ReelignError(f"stopped after update {self.update} as asked; the same command goes on from here.")
+    def stale(self) -> bool:
+        """Whether held-out prompts no longer gain or motion is lost."""
+        return self.watch.stale()
 
     def validated(self) -> float:
         """The held-out score of the averaged student, against the teacher in deployment."""

@@ -1,4 +1,4 @@
-"""The loop of a training that held-out prompts watch: updates, checkpoints, validation, early stop, monitors.
+"""A training that held-out prompts watch: validation, early stop, monitors (`updates.py` is its loop).
 
 Every `validate_every` updates the averaged weights make the validation half of the battery with the deployment sampler.
 The best are kept; training ends early when they no longer gain, or when the monitors see harm. The parent is validated
@@ -7,22 +7,20 @@ first, so what only does harm ends as its parent.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field
 
-from reelign.errors import ReelignError
 from reelign.evaluate.battery import run_battery
 from reelign.evaluate.evaluation import Evaluation
 from reelign.models.base import VideoModel
 from reelign.stages.context import StageContext
 from reelign.stages.monitors import Alarm, alarms, record_alarms
 from reelign.stages.trainee import Trainee, TraineeConfig
-from reelign.train.checkpoint import Checkpoints
+from reelign.stages.updates import Updates
 from reelign.train.ledger import Cost
-from reelign.train.track import Sink, Tracker
+from reelign.train.track import Sink
 
 
 class WatchedConfig(TraineeConfig):
@@ -36,8 +34,8 @@ class WatchedConfig(TraineeConfig):
     track: list[Sink] = Field(default_factory=list, description="Besides metrics.jsonl: tensorboard, wandb.")
 
 
-class WatchedTraining(ABC):
-    """The loop and the state that a checkpoint holds; a subclass says what one update is.
+class WatchedTraining(Updates):
+    """Updates that held-out prompts watch; a subclass says what one update is.
 
     Attributes:
         stage: its name in recipe, ledger and messages.
@@ -45,29 +43,16 @@ class WatchedTraining(ABC):
             sampled where anything is.
     """
 
+    plan: WatchedConfig
     stage: ClassVar[str]
     followed: ClassVar[tuple[str, ...]]
 
     def __init__(self, model: VideoModel, context: StageContext, plan: WatchedConfig) -> None:
-        self.model, self.context, self.plan = model, context, plan
+        super().__init__(context, plan)
+        self.model, self.phase, self.doing = model, f"{self.stage}/train", f"{self.stage}: train"
         self.trainee = Trainee(model, plan, plan.updates, context)
-        self.checkpoints = Checkpoints(context.folder / "checkpoints")
-        self.tracker = Tracker(context.folder, enabled=context.world.is_main, sinks=plan.track)
-        self.update, self.best, self.since_best, self.alarmed = 0, float("-inf"), 0, 0
+        self.best, self.since_best, self.alarmed = float("-inf"), 0, 0
         self.history: dict[str, list[float]] = {name: [] for name in self.followed}
-
-    @abstractmethod
-    def one_update(self) -> dict[str, float]:
-        """One update; what is logged of it, its network evaluations over all ranks ("nfe") among it."""
-
-    @abstractmethod
-    def note(self, numbers: dict[str, float]) -> str:
-        """Of an update, for people who wait."""
-
-    @property
-    @abstractmethod
-    def clips_an_update(self) -> int:
-        """Clips that an update looks at, over all ranks."""
 
     def held_out(self, cost: Cost) -> dict[str, float]:
         """What else a validation measures, with the averaged weights in place, and adds to its cost."""
@@ -84,40 +69,25 @@ class WatchedTraining(ABC):
             "history": {"rows": list(self.history.values())},
         }
 
-    def resume(self) -> None:
-        """Go on from the newest intact checkpoint, if there is one."""
-        latest = self.checkpoints.latest()
-        if latest is not None:
-            values = self.checkpoints.load(latest, self.state())
-            self.update, self.since_best = int(values["update"]), int(values["since_best"])
-            self.best, self.alarmed = float(values["best"]), int(values["alarmed"])
-            self.history = dict(zip(self.history, map(list, values["history"]["rows"]), strict=True))
-        self.tracker.resume(self.update if latest is not None else -1)
+    def restore(self, values: dict[str, Any]) -> None:
+        """Take the plain values of a checkpoint."""
+        super().restore(values)
+        self.since_best, self.best = int(values["since_best"]), float(values["best"])
+        self.alarmed = int(values["alarmed"])
+        self.history = dict(zip(self.history, map(list, values["history"]["rows"]), strict=True))
 
     def train(self) -> None:
         """All updates that are left, unless held-out prompts no longer gain or the monitors see harm."""
-        plan, context = self.plan, self.context
         if self.best == float("-inf"):
             score = self.validated()
             self.checkpoints.save(0, self.state(), score)  # what only does harm ends as its parent
-        while self.update < plan.updates and not self.stale():
-            until = min(plan.updates, (self.update // plan.validate_every + 1) * plan.validate_every)
-            with context.ledger.phase(f"{self.stage}/train") as cost:
-                while self.update < until and not context.stopping():
-                    numbers = self.one_update()
-                    self.update += 1
-                    cost.clips += self.clips_an_update
-                    cost.nfe += int(numbers["nfe"])
-                    for name in self.history.keys() & numbers.keys():
-                        self.history[name].append(numbers[name])
-                    self.tracker.log(self.update, **numbers)
-                    context.progress(f"{self.stage}: train", self.update, plan.updates, self.note(numbers))
-                    if self.update % plan.save_every == 0 and self.update < until:
-                        self.checkpoints.save(self.update, self.state())
-            score = self.validated() if self.update == until else None
-            self.checkpoints.save(self.update, self.state(), score)
-            if context.stopping():
-                raise ReelignError(f"stopped after update {self.update} as asked; the same command goes on from here.")
+        super().train()
+
+    def write_down(self, numbers: dict[str, float]) -> None:
+        """Log an update, and remember what the monitors look back at."""
+        for name in self.history.keys() & numbers.keys():
+            self.history[name].append(numbers[name])
+        super().write_down(numbers)
 
     def stale(self) -> bool:
         """Whether the held-out score has not risen for `patience` validations, or the last ones all raised an alarm."""
