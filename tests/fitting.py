@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Sequence
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
-import torch
 
 import voting
-from forks import SERVER
 from reelign.data.clip import write_clip
 from reelign.feedback.vote import AXES, Shown, Vote, read_votes
 from reelign.miniature.captions import full_prompt
@@ -21,7 +17,7 @@ from reelign.miniature.render import defective, render
 from reelign.miniature.world import FPS, scenes
 from reelign.stages.context import StageContext
 from reelign.stages.reward import RewardConfig, run_reward
-from reelign.train.parallel import World, leave
+from reelign.train.parallel import World
 
 SMALL = {
     "network": {"kind": "miniature"},
@@ -69,24 +65,9 @@ def voted(folder: Path, count: int) -> list[Vote]:
 
 
 def start(folder: Path, votes: Path, ranks: int) -> Sequence[BaseProcess]:
-    """Begin the fit on some ranks, each in a process of its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks), "CUDA_VISIBLE_DEVICES": ""}
-    processes = [
-        SERVER.Process(target=_fit, args=(folder, votes, shared | {"RANK": str(r), "LOCAL_RANK": str(r)}))
-        for r in range(ranks)
-    ]
-    for process in processes:
-        process.start()
-    return processes
+    """Begin the fit on some ranks."""
+    return voting.in_ranks(_fit, folder, votes, ranks=ranks)
 
 
-def _fit(folder: Path, votes: Path, variables: dict[str, str]) -> None:
-    os.environ.update(variables)
-    torch.set_num_threads(1)
-    world = World.start()
+def _fit(world: World, folder: Path, votes: Path) -> None:
     run_reward(context(folder, world), config(), read_votes(votes))
-    world.barrier()
-    leave(0)

@@ -8,9 +8,8 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,9 +19,9 @@ from command import reelign
 from forks import Fork
 from miniatures import rendered
 from reelign.data.clip import write_clip
-from reelign.data.endpoint import EndpointError, exchange
 from reelign.feedback.study import open_study
 from reelign.feedback.vote import AXES, Shown, read_votes, write_votes
+from served import served
 from studies import moving, study
 from verdicts import vote
 
@@ -78,23 +77,9 @@ def fresh(untouched, tmp_path) -> Path:
 
 @contextmanager
 def serving(folder: Path, *arguments: str | Path) -> Iterator[tuple[Fork, str]]:
-    """`reelign judge serve ...` from its first answer on, and its address; killed at the end if it is still there."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    fork, until = Fork(folder, "judge", "serve", *arguments, "--port", str(port)), time.monotonic() + 120
-    try:
-        while True:
-            try:
-                exchange(f"http://127.0.0.1:{port}/health", seconds=5)
-                break
-            except EndpointError:
-                assert time.monotonic() < until, fork.said
-                time.sleep(0.05)
+    """`reelign judge serve ...` and its address."""
+    with served(folder, "judge", "serve", *arguments) as (fork, port):
         yield fork, f"http://127.0.0.1:{port}"
-    finally:
-        with suppress(ValueError):  # it has ended
-            fork.signal_when(lambda: True, signal.SIGKILL)
 
 
 def ask(link: str, path: str, body: dict | None = None) -> dict:

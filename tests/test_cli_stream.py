@@ -4,11 +4,9 @@ import http.client
 import json
 import re
 import signal
-import socket
 import subprocess
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,7 @@ import pytest
 from command import command, reelign
 from forks import Fork, environment
 from reelign.data.clip import read_clip
-from reelign.data.endpoint import EndpointError, exchange
+from served import served
 from streaming import BLUE, RED, message, saved_causal_miniature
 
 
@@ -138,23 +136,9 @@ def test_what_cannot_be_is_said_before_anything_is_made(model, tmp_path, argumen
 
 @contextmanager
 def serving(folder: Path, *arguments: str | Path) -> Iterator[tuple[Fork, int]]:
-    """`reelign stream ... --serve` from its first answer on, and its port; killed at the end if it is still there."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    fork, until = Fork(folder, "stream", *arguments, "--serve", "--port", str(port)), time.monotonic() + 120
-    try:
-        while True:
-            try:
-                exchange(f"http://127.0.0.1:{port}/health", seconds=5)
-                break
-            except EndpointError:
-                assert time.monotonic() < until, fork.said
-                time.sleep(0.05)
-        yield fork, port
-    finally:
-        with suppress(ValueError):  # it has ended
-            fork.signal_when(lambda: True, signal.SIGKILL)
+    """`reelign stream ... --serve` and its port."""
+    with served(folder, "stream", *arguments, "--serve") as found:
+        yield found
 
 
 def test_the_server_ends_on_ctrl_c_with_a_stream_that_runs(model, tmp_path):

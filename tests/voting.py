@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -88,25 +88,34 @@ def context(folder: Path, world: World = ALONE) -> StageContext:
     )
 
 
-def start(folder: Path, votes: Path, ranks: int = 1, **changes: object) -> Sequence[BaseProcess]:
-    """Begin the training on one rank or several, each in a process of its own."""
+def in_ranks(work: Callable[..., None], *arguments: object, ranks: int) -> Sequence[BaseProcess]:
+    """Begin `work(world, *arguments)` on one rank or several, each in a process of its own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks), "CUDA_VISIBLE_DEVICES": ""}
     processes = [
-        SERVER.Process(target=_train, args=(folder, votes, changes, shared | {"RANK": str(r), "LOCAL_RANK": str(r)}))
-        for r in range(ranks)
+        SERVER.Process(target=_rank, args=(work, arguments, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}))
+        for rank in range(ranks)
     ]
     for process in processes:
         process.start()
     return processes
 
 
-def _train(folder: Path, votes: Path, changes: dict[str, object], variables: dict[str, str]) -> None:
+def _rank(work: Callable[..., None], arguments: Sequence[object], variables: dict[str, str]) -> None:
     os.environ.update(variables)
     torch.set_num_threads(1)
     world = World.start()
-    run_dpo(context(folder, world), config(**changes), read_votes(votes))
+    work(world, *arguments)
     world.barrier()
     leave(0)
+
+
+def start(folder: Path, votes: Path, ranks: int = 1, **changes: object) -> Sequence[BaseProcess]:
+    """Begin the training on one rank or several."""
+    return in_ranks(_train, folder, votes, changes, ranks=ranks)
+
+
+def _train(world: World, folder: Path, votes: Path, changes: dict[str, object]) -> None:
+    run_dpo(context(folder, world), config(**changes), read_votes(votes))

@@ -237,8 +237,9 @@ def test_a_page_without_enhancement_says_nothing_of_it(run: Path) -> None:
     assert len(found.all("video")) == 6
 
 
-def test_a_page_with_enhancement_is_as_sound_as_any(enhanced: Path) -> None:
-    html = build_report(enhanced).read_text(encoding="utf-8")
+def assert_sound(run: Path) -> None:
+    """Nothing is loaded from elsewhere, identifiers are unique, and what is drawn has words."""
+    html = build_report(run).read_text(encoding="utf-8")
     assert not re.search(r"https?:|//cdn|@import|url\(", html)
     found = Reader(html).found
     names = [of["id"] for _, of in found if "id" in of]
@@ -246,6 +247,10 @@ def test_a_page_with_enhancement_is_as_sound_as_any(enhanced: Path) -> None:
     for tag, attributes in found:
         if attributes.get("role") == "img" or tag in ("video", "input"):
             assert attributes.get("aria-label"), (tag, attributes)
+
+
+def test_a_page_with_enhancement_is_as_sound_as_any(enhanced: Path) -> None:
+    assert_sound(enhanced)
 
 
 def test_a_run_that_stopped_inside_enhancement_has_a_page(enhanced: Path) -> None:
@@ -294,14 +299,7 @@ def test_the_training_reward_is_drawn_against_the_held_out_judge_with_what_was_k
 
 
 def test_a_page_with_feedback_is_as_sound_as_any(asked: Path) -> None:
-    html = build_report(asked).read_text(encoding="utf-8")
-    assert not re.search(r"https?:|//cdn|@import|url\(", html)
-    found = Reader(html).found
-    names = [of["id"] for _, of in found if "id" in of]
-    assert len(names) == len(set(names))
-    for tag, attributes in found:
-        if attributes.get("role") == "img" or tag in ("video", "input"):
-            assert attributes.get("aria-label"), (tag, attributes)
+    assert_sound(asked)
 
 
 def test_votes_without_a_reward_have_a_section_and_no_votes_have_none(asked: Path, run: Path) -> None:
