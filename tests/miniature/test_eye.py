@@ -7,8 +7,8 @@ import torch
 from reelign.errors import ReelignError
 from reelign.miniature import train_eye
 from reelign.miniature.captions import full_prompt, user_prompt
-from reelign.miniature.eye import DEFECTS, MATCH, OPINIONS, load_eye, words_of
-from reelign.miniature.render import defective, render, spoiled
+from reelign.miniature.eye import MATCH, OPINIONS, load_eye, words_of
+from reelign.miniature.render import DEFECTS, defective, render, spoiled
 from reelign.miniature.world import FRAMES, SIDE, scenes
 from reelign.models.load import load_model
 

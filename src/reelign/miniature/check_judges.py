@@ -14,7 +14,7 @@ from reelign.miniature import judge as judge_module
 from reelign.miniature import training_judge as training_judge_module
 from reelign.miniature.judge import judge
 from reelign.miniature.judgement import AXES, Judgement
-from reelign.miniature.render import MOTION_DEFECTS, VISUAL_DEFECTS, defective, render
+from reelign.miniature.render import DEFECTS, MOTION_DEFECTS, VISUAL_DEFECTS, defective, render
 from reelign.miniature.training_judge import training_judge
 from reelign.miniature.world import ATTRIBUTES, BACKGROUNDS, COLOURS, MOTIONS, RADII, SHAPES, SPEEDS, Scene, scenes
 
@@ -50,7 +50,7 @@ def judge_report(n: int, seed: int) -> JudgeReport:
     clips = {"clean": [(render(scene, generator), scene) for scene in chosen]}
     for attribute in ATTRIBUTES:
         clips[f"wrong {attribute}"] = [(render(wrong(s, attribute, generator), generator), s) for s in chosen]
-    for defect in VISUAL_DEFECTS + MOTION_DEFECTS:
+    for defect in DEFECTS:
         clips[defect] = [(defective(scene, generator, defect), scene) for scene in chosen]
     report = JudgeReport()
     for name, see in JUDGES.items():

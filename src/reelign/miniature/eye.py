@@ -25,12 +25,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from reelign.errors import ReelignError
-from reelign.miniature.render import MOTION_DEFECTS, VISUAL_DEFECTS
+from reelign.miniature.render import DEFECTS
 from reelign.miniature.world import FRAMES, VALUES
 from reelign.models.base import Conditions
 
 EYE = Path(__file__).parent / "assets" / "eye"
-DEFECTS: tuple[str, ...] = VISUAL_DEFECTS + MOTION_DEFECTS
 MATCH = 64
 """Dimensions in which clips and captions are compared."""
 OPINIONS = 2 * MATCH + 1 + len(DEFECTS)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from reelign.miniature.captions import careless_caption, full_caption, user_prompt
-from reelign.miniature.render import MOTION_DEFECTS, VISUAL_DEFECTS, defective, render
+from reelign.miniature.render import DEFECTS, Defect, defective, render
 from reelign.miniature.world import Scene, scenes
 
 
@@ -18,12 +18,14 @@ class PairQuality:
 
     Attributes:
         defects: share of clips with a planted defect of strength 0.4 to 1.2.
+        kinds: the defects that occur, each as often as the others.
         confused: probability that a caption calls a look (colour, size, background) by a neighbour's name.
         missing: probability that a word of the caption is missing.
         user_words: share of captions in the users' words instead of a full caption.
     """
 
     defects: float = 0.0
+    kinds: tuple[Defect, ...] = DEFECTS
     confused: float = 0.0
     missing: float = 0.0
     user_words: float = 0.0
@@ -49,8 +51,7 @@ def pairs(count: int, quality: PairQuality, seed: int) -> Iterator[Pair]:
         generator = np.random.default_rng((seed, index))
         scene = pool[int(generator.integers(len(pool)))]
         if generator.random() < quality.defects:
-            defects = VISUAL_DEFECTS + MOTION_DEFECTS
-            defect = defects[int(generator.integers(len(defects)))]
+            defect = quality.kinds[int(generator.integers(len(quality.kinds)))]
             frames = defective(scene, generator, defect, generator.uniform(0.4, 1.2))
         else:
             frames = render(scene, generator)

@@ -6,6 +6,7 @@ A shape is a signed distance function; its coverage is a smooth ramp of `EDGE` p
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
@@ -87,7 +88,7 @@ def defective(scene: Scene, generator: np.random.Generator, defect: str, strengt
     Args:
         scene: what the clip should have shown.
         generator: source of placement and of the defect's own randomness.
-        defect: a name of `VISUAL_DEFECTS` or `MOTION_DEFECTS`.
+        defect: a name of `DEFECTS`.
         strength: 1 is plainly visible; training data draws it from a range.
     """
     if defect in VISUAL_DEFECTS or defect == "flicker":
@@ -170,5 +171,8 @@ def _freeze(centres: np.ndarray, generator: np.random.Generator, strength: float
 
 _PIXELS = {"blur": _blur, "noise": _noise, "low contrast": _low_contrast, "flicker": _flicker}
 _TRACKS = {"jerk": _jerk, "teleport": _teleport, "freeze": _freeze}
-VISUAL_DEFECTS = ("blur", "noise", "low contrast")
-MOTION_DEFECTS = ("flicker", "jerk", "teleport", "deformation", "freeze")
+
+Defect = Literal["blur", "noise", "low contrast", "flicker", "jerk", "teleport", "deformation", "freeze"]
+VISUAL_DEFECTS: tuple[Defect, ...] = ("blur", "noise", "low contrast")
+MOTION_DEFECTS: tuple[Defect, ...] = ("flicker", "jerk", "teleport", "deformation", "freeze")
+DEFECTS = VISUAL_DEFECTS + MOTION_DEFECTS

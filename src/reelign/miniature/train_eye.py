@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reelign.miniature.captions import full_prompt, user_prompt
-from reelign.miniature.eye import DEFECTS, Eye, words_of
-from reelign.miniature.render import spoiled
+from reelign.miniature.eye import Eye, words_of
+from reelign.miniature.render import DEFECTS, spoiled
 from reelign.miniature.world import SIDE, VALUES, scenes
 from reelign.models.base import VideoModel
 from reelign.models.load import load_model

@@ -45,11 +45,17 @@ DUE_WAY = 0.92
 """Share of its way, measured on the calmed track, that costs nothing: calming cuts corners."""
 FAINT = 0.08
 """Share of the contrast below which a pixel is ground."""
-CLEAN_UNDECIDED, HALF_UNDECIDED = 1.2, 3.5
-"""Undecided pixels of a clip, over those that its outline is due: what clean clips have, and how many more halve the
+CLEAN_UNDECIDED = 1.2
+"""Undecided pixels of a clean clip, over those that its outline is due."""
+HALF_UNDECIDED = 150.0
+"""Undecided pixels of a frame, beyond those of a clean one, that halve the score."""
+HALF_STRANGE = 30.0
+"""Pixels of a frame that are as far from the line between its two colours as these are from each other, that halve the
 score."""
-HALF_STRANGE = 0.9
-"""Strange colours of a clip, over the undecided pixels that its outline is due, that halve the score."""
+HALF_PROPORTION = 0.3
+"""Log ratio of an object to the size that it is nearest to, that halves the score."""
+HALF_TONE = 11.0
+"""Difference of the ground's lightness from the background that it is nearest to, that halves the score."""
 CLEAR_LEAD = 0.5
 """How much nearer an asked value must be than the next best to be shown without doubt, over the sum of both."""
 HALF_CONSTANT = 1.5
@@ -208,24 +214,30 @@ def _turns(centres: np.ndarray) -> float:
 
 
 def _visual(seen: Outlines, colour: str, shape: str, background: str) -> dict[str, float]:
-    """Cleanness, constancy, wholeness and contrast, each in [0, 1]. Cleanness is the worst of three that noise lowers
-    together: clarity of the outline, purity of the colours and calm of the ground. Constancy: an object that is of
-    another shape in every frame is drawn badly, however sharp its outline."""
+    """Cleanness, constancy, wholeness, contrast, proportion and tone, each in [0, 1].
+
+    Cleanness counts what is unclear about the outline, impure in the colours and restless on the ground. Constancy: an
+    object that is of another shape in every frame is drawn badly, however sharp its outline. Contrast, proportion and
+    tone (of the ground) have their best value in the middle: a policy that may exceed them draws larger and gaudier,
+    which trembles less, on grounds so white or so black that nothing flickers.
+    """
     if not seen.found.any():
-        return dict.fromkeys(("clean", "constancy", "wholeness", "contrast"), 0.0)
+        return dict.fromkeys(("clean", "constancy", "wholeness", "contrast", "proportion", "tone"), 0.0)
     outside = cv2.dilate((seen.distance > 0.25 * seen.contrast).transpose(1, 2, 0).astype(np.uint8), np.ones((3, 3)))
     apart = outside.reshape(SIDE, SIDE, -1).transpose(2, 0, 1) == 0
     unrest = float(np.mean(seen.distance[apart])) if apart.any() else seen.contrast
-    _, spread, shown, undecided = _prototypes(_nearest(_sizes(seen)))
+    sizes = _sizes(seen)
+    _, spread, shown, undecided = _prototypes(_nearest(sizes))
     inconstant = float(np.mean(seen.features[seen.found].std(0) / spread))
     due = _full_contrast(colour, background) * shown[shape]
-    blurred = max(0.0, _undecided(seen) / undecided[shape] - CLEAN_UNDECIDED)
-    strange = _strange(seen) / undecided[shape]
+    blurred = max(0.0, _undecided(seen) - CLEAN_UNDECIDED * undecided[shape])
     return {
-        "clean": 1 / (1 + max(blurred / HALF_UNDECIDED, strange / HALF_STRANGE, unrest / HALF_UNREST)),
+        "clean": 1 / (1 + blurred / HALF_UNDECIDED + _strange(seen) / HALF_STRANGE + unrest / HALF_UNREST),
         "constancy": falloff(inconstant, HALF_CONSTANT),
         "wholeness": 1 - float(np.mean(seen.fragments)),
-        "contrast": falloff(max(0.0, 1 - seen.contrast / due), 0.35),
+        "contrast": falloff(1 - seen.contrast / due, 0.35),
+        "proportion": falloff(min(sizes.values()), HALF_PROPORTION),
+        "tone": falloff(min(_backgrounds(seen).values()), HALF_TONE),
     }
 
 

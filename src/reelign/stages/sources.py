@@ -21,7 +21,8 @@ from reelign.data.manifest import read_manifest
 from reelign.errors import ReelignError
 from reelign.files import write_atomically
 from reelign.flow.path import interpolate, velocity_target
-from reelign.miniature.pairs import CLEAN, pairs
+from reelign.miniature.pairs import PairQuality, pairs
+from reelign.miniature.render import DEFECTS, Defect
 from reelign.models.base import VideoModel
 from reelign.sampling.noise import generator
 from reelign.stages.context import StageContext
@@ -31,12 +32,15 @@ LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 class MiniatureSource(BaseModel):
-    """Clean captioned clips of the miniature world, made in memory; held-out scenes never occur."""
+    """Captioned clips of the miniature world, made in memory; held-out scenes never occur. They are clean but for
+    `defects`: what a model learns from footage whose faults no filter took out, rewards can teach it to leave."""
 
     model_config = ConfigDict(extra="forbid")
     kind: Literal["miniature"]
     count: int = Field(default=400, ge=1, description="Number of clips.")
     seed: int = Field(default=11, ge=0, description="Which clips; not a seed of the battery.")
+    defects: float = Field(default=0.0, ge=0, le=1, description="Share of clips with a planted defect.")
+    kinds: list[Defect] = Field(default=list(DEFECTS), min_length=1, description="Which defects, each as often.")
 
 
 class DatasetSource(BaseModel):
@@ -90,7 +94,8 @@ def build_training_set(
 
 
 def _miniature(source: MiniatureSource, model: VideoModel) -> list[Example]:
-    made = list(pairs(source.count, CLEAN, source.seed))
+    quality = PairQuality(defects=source.defects, kinds=tuple(source.kinds))
+    made = list(pairs(source.count, quality, source.seed))
     examples = []
     for start in range(0, len(made), 32):
         part = made[start : start + 32]
