@@ -28,6 +28,7 @@ from reelign.stages.rlhf import Trainer, training_sampler
 from reelign.train.ledger import Ledger
 from reelign.train.loop import Interrupt
 from reelign.train.parallel import World
+from rl_efficiency import POLICY_GRADIENT
 from rl_runs import AXES, Outcome, gsb_text, run_stage, write
 
 ALGORITHM = "rlhf.algorithm."
@@ -42,7 +43,8 @@ VARIANTS: dict[str, list[str]] = {
     "groups of 16": ["rlhf.group_size=16", "rlhf.prompts_per_update=8"],
 }
 """The recipe itself is guided everywhere, in 16 groups of 8."""
-CHANGES = ["rlhf.patience=null", "rlhf.alarms_stop=null"]
+PRESET = [f"{ALGORITHM}preset=reelign", *POLICY_GRADIENT]
+CHANGES = [*PRESET, "rlhf.patience=null", "rlhf.alarms_stop=null"]
 
 
 def main() -> None:
@@ -56,7 +58,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/rl_ablation"))
     parser.add_argument("--set", dest="changes", nargs="*", default=[], help="more overrides, for all variants alike")
     arguments = parser.parse_args()
-    alone = ["curate=null", "sft=null", f"model={arguments.parent}", *arguments.changes]
+    alone = ["curate=null", "sft=null", f"model={arguments.parent}", *PRESET, *arguments.changes]
     recipe = load_recipe(arguments.recipe, alone)
     norms = gradient_norms(recipe)
     saved = prefix_saved(recipe)

@@ -2,8 +2,9 @@
 
     python benchmarks/rl_efficiency.py --parent runs/demo/sft/model --seeds 0 1 2
 
-Every preset runs the recipe's own `rlhf` stage with nothing changed but `rlhf.algorithm.preset`, without early stop,
-and for fewer updates where an update is dearer.
+Every preset runs the recipe's own `rlhf` stage with its own `rlhf.algorithm.preset`, without early stop, and for fewer
+updates where an update is dearer. The recipe's optimiser is that of `reelign-nft`; the policy gradients have the rate
+that served them best (docs/results/rlhf.md), with Adam as it is usual.
 Writes `rl_efficiency.json`, `.md` and `.png`. A run that is complete under `--runs` is read, not repeated.
 """
 
@@ -28,6 +29,7 @@ BUDGETS = {
     "reelign-nft": 40,
 }
 """Updates of each preset."""
+POLICY_GRADIENT = ["rlhf.optim.lr=1.2e-4", "rlhf.optim.eps=1e-8", "rlhf.optim.warmup_steps=5"]
 EVERY = 4
 """Updates between validations."""
 CHANGES = [
@@ -51,7 +53,9 @@ def main() -> None:
     arguments = parser.parse_args()
     found: dict[str, list[Outcome]] = {}
     for preset in arguments.presets:
-        changes = [*CHANGES, f"rlhf.algorithm.preset={preset}", f"rlhf.updates={BUDGETS[preset]}", *arguments.changes]
+        own = [] if preset.endswith("-nft") else POLICY_GRADIENT
+        own = [*own, f"rlhf.algorithm.preset={preset}", f"rlhf.updates={BUDGETS[preset]}"]
+        changes = [*CHANGES, *own, *arguments.changes]
         found[preset] = [
             run_stage(
                 f"rl-efficiency-{preset}-{seed}", arguments.recipe, arguments.parent, seed, arguments.runs, changes

@@ -20,6 +20,7 @@ TINY = (
     "sft.steps=12",
     "sft.validate_every=6",
     "sft.save_every=2",
+    "rlhf=null",
     "enhance=null",
     "distill=null",
 )

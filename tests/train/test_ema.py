@@ -85,3 +85,29 @@ def test_a_saved_average_goes_on_as_if_never_stopped():
     follow(resumed, other, [7.0])
     assert torch.equal(ema.average["w"], resumed.average["w"])
     assert resumed.updates == 4
+
+
+def test_what_is_kept_lies_between_the_start_and_the_average():
+    """WiSE-FT: start + share (average - start), validated and written alike; training itself goes on from its own."""
+    torch.manual_seed(0)
+    network = nn.Linear(3, 2)
+    start = {name: p.detach().clone() for name, p in network.named_parameters()}
+    ema = Ema(network.named_parameters(), decay=0.0, interpolate=0.25)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(1.0)
+    ema.update()
+    moved = {name: p.detach().clone() for name, p in network.named_parameters()}
+    for name, value in ema.weights.items():
+        torch.testing.assert_close(value, start[name] + 0.25 * (ema.average[name] - start[name]))
+    with ema.swapped():
+        for name, parameter in network.named_parameters():
+            torch.testing.assert_close(parameter.detach(), ema.weights[name])
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(parameter.detach(), moved[name], rtol=0, atol=0)
+
+
+def test_an_average_that_is_kept_whole_holds_no_second_copy():
+    ema = Ema(nn.Linear(3, 2).named_parameters(), decay=0.9)
+    assert not ema.start
+    assert ema.weights is ema.average

@@ -31,6 +31,12 @@ class TraineeConfig(BaseModel):
     lora: LoraSettings = Field(default_factory=LoraSettings, description="Adapters; read when `method` is lora.")
     optim: OptimConfig = Field(default_factory=OptimConfig, description="AdamW, warm-up and schedule.")
     ema_decay: float = Field(default=0.99, ge=0, lt=1, description="Average of the weights; it is what is kept.")
+    interpolate: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Where the kept weights lie between the parent's (0) and the average (1): less keeps more control.",
+    )
     gradient_checkpointing: bool = Field(default=False, description="Trade a third more compute for memory.")
 
 
@@ -56,7 +62,7 @@ class Trainee:
             world.shard(network)
         self.parameters = trained(model)
         self.optimizer = Optimizer(self.parameters.items(), config.optim, total_steps=total_steps)
-        self.ema = Ema(self.parameters.items(), config.ema_decay)
+        self.ema = Ema(self.parameters.items(), config.ema_decay, config.interpolate)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of it: the weights are the optimiser's masters."""
@@ -65,7 +71,7 @@ class Trainee:
     def write(self, target: Path) -> None:
         """Write the averaged weights as the artifact, from a fresh copy of the parent on the CPU; every rank calls."""
         context = self.context
-        averaged = {name: full(value).cpu() for name, value in self.ema.average.items()}
+        averaged = {name: full(value).cpu() for name, value in self.ema.weights.items()}
         if context.world.is_main:
             artifact = load_model(context.parent, dtype=context.dtype, device="cpu")
             choose_trained(artifact, self.config, context.seed)

@@ -13,11 +13,25 @@ class Ema:
     """Average of named parameters, plain or sharded.
 
     The decay warms up as (1 + n) / (10 + n), so that the first steps do not remember the starting point too long.
+
+    Args:
+        parameters: what is averaged, by name; their values now are where training starts.
+        decay: of the average.
+        interpolate: share of the way from the start to the average at which `weights` lie. Between the weights before
+            and after fine-tuning a model keeps more of what it could before (WiSE-FT, arXiv 2109.01903).
     """
 
-    def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], decay: float) -> None:
-        self.parameters, self.decay, self.updates = dict(parameters), decay, 0
+    def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], decay: float, interpolate: float = 1.0) -> None:
+        self.parameters, self.decay, self.interpolate, self.updates = dict(parameters), decay, interpolate, 0
         self.average = {name: p.detach().to(torch.float32, copy=True) for name, p in self.parameters.items()}
+        self.start = {name: value.clone() for name, value in self.average.items()} if interpolate < 1 else {}
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """What is validated and kept: the average, or where `interpolate` says between the start and it."""
+        if not self.start:
+            return self.average
+        return {name: self.start[name].lerp(value, self.interpolate) for name, value in self.average.items()}
 
     @torch.no_grad()
     def update(self) -> None:
@@ -29,9 +43,9 @@ class Ema:
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """Within this context the model has the averaged weights."""
+        """Within this context the model has `weights`."""
         kept = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
-        self._write(self.average)
+        self._write(self.weights)
         try:
             yield
         finally:
