@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from command import DEMO, command, environment, reelign
+from forks import Fork
 from reelign.data.clip import read_clip
 from reelign.data.manifest import KEPT_COLUMNS, MANIFEST, write_table
 from reelign.inference.generate import generate_clip
@@ -28,6 +29,7 @@ TINY = (
     "sft.steps=8",
     "sft.validate_every=4",
     "sft.save_every=4",
+    "rlhf=null",
     "enhance=null",
     "distill=null",
 )
@@ -185,6 +187,30 @@ def wait_for(path: Path, words: str, process: subprocess.Popen[str]) -> None:
 def rows(run: Path, key: str) -> list[int]:
     lines = (run / "sft" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [row["step"] for row in map(json.loads, lines) if key in row]
+
+
+def test_a_second_ctrl_c_ends_a_run_at_once_and_says_which_command_goes_on(tmp_path: Path) -> None:
+    """The first one waits for a place to stop, and the base model's long battery has none."""
+    arguments = ["run", DEMO, *TINY, "battery.count=160", "sampler.steps=200", "name=r", f"runs={tmp_path}"]
+    run = Fork(tmp_path / "log", *arguments)
+    run.signal_when((tmp_path / "r" / "run.json").exists, signal.SIGINT)
+    first = time.monotonic()
+    run.signal_when(lambda: time.monotonic() > first + 0.5, signal.SIGINT)
+    said = run.end(130)
+    wanted = f"what the run has saved is kept, and this goes on from there: reelign run {DEMO} "
+    assert wanted in said
+    assert said.endswith(f"name=r runs={tmp_path}")
+    assert " 'sft.data=[{kind: miniature" in said  # as a shell takes it
+    assert "Traceback" not in said
+
+
+def test_ctrl_c_ends_another_command_with_one_line(tmp_path: Path) -> None:
+    out, recipe = tmp_path / "out", ("--recipe", DEMO, "battery.count=160", "sampler.steps=50")
+    fork = Fork(tmp_path, "evaluate", "miniature", "--out", out, *recipe)
+    fork.signal_when((out / "model" / "samples").exists, signal.SIGINT)
+    said = fork.end(130)
+    assert said.endswith("reelign: stopped.")
+    assert "Traceback" not in said
 
 
 def test_ctrl_c_keeps_what_was_done_and_the_same_command_finishes(tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from reelign.miniature.check_judges import JUDGES, due_axis, judge_report, wrong
-from reelign.miniature.render import MOTION_DEFECTS, VISUAL_DEFECTS, defective, render
-from reelign.miniature.world import ATTRIBUTES, FRAMES, SIDE, scenes
+from reelign.miniature.render import MOTION_DEFECTS, VISUAL_DEFECTS, coverage, defective, render
+from reelign.miniature.training_judge import training_judge
+from reelign.miniature.world import ATTRIBUTES, BACKGROUNDS, COLOURS, FRAMES, RADII, SIDE, Scene, scenes, track
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +61,24 @@ class TestBoth:
     def test_the_speed_of_a_still_object_is_never_judged(self, see):
         scene = next(s for s in scenes(True) if s.motion == "still")
         assert "speed" not in see(render(scene, np.random.default_rng(0)), scene).attributes
+
+
+@pytest.mark.parametrize("change", ["larger", "smaller", "gaudier", "paler", "whiter", "blacker"])
+def test_the_training_judge_pays_for_no_excess(change):
+    """A policy drew larger and gaudier objects on whiter grounds while the reward had no best value in the middle."""
+    background = {"whiter": "white", "blacker": "black"}.get(change, "grey")
+    scene = Scene("red", "circle", "small", "right", "slow", background)
+    centres = track(scene, np.random.default_rng(0))
+    ground, colour = np.asarray(BACKGROUNDS[background], float), np.asarray(COLOURS["red"], float)
+    clean = coverage("circle", np.full(FRAMES, RADII["small"]), centres)
+    radius = RADII["small"] * {"larger": 1.2, "smaller": 0.8}.get(change, 1.0)
+    gain = {"gaudier": 1.25, "paler": 0.75}.get(change, 1.0)
+    shown = np.full(3, {"whiter": 255.0, "blacker": 0.0}.get(change, np.nan))
+    shown = np.where(np.isnan(shown), ground, shown)
+
+    def looks(alpha: np.ndarray, behind: np.ndarray, strength: float) -> float:
+        frames = behind + alpha[..., None] * strength * (colour - ground)
+        return training_judge(np.clip(np.rint(frames), 0, 255).astype(np.uint8), scene).visual
+
+    changed = coverage("circle", np.full(FRAMES, radius), centres)
+    assert looks(changed, shown, gain) < looks(clean, ground, 1.0) - 0.02

@@ -5,7 +5,8 @@ import pytest
 
 from reelign.evaluate.battery import BatteryConfig, tasks
 from reelign.miniature.captions import NEIGHBOURS, careless_caption, full_caption, full_prompt, user_prompt, vocabulary
-from reelign.miniature.pairs import CLEAN, SCRAPED, pairs
+from reelign.miniature.judge import judge
+from reelign.miniature.pairs import CLEAN, SCRAPED, PairQuality, pairs
 from reelign.miniature.render import render
 from reelign.miniature.world import FRAMES, MOTIONS, RADII, SIDE, scenes, track
 
@@ -108,3 +109,13 @@ def test_confusions_never_state_a_held_out_triple():
         text = careless_caption(scene, np.random.default_rng(0), confused=1.0, missing=0.0)
         assert scene.colour in text.split()
         assert scene.size not in text.split()
+
+
+def test_planted_defects_are_of_the_kinds_that_were_asked_for_and_as_many():
+    """The light of a clean clip stands still; a flickering one's does not, and nothing else of it is changed."""
+    quality = PairQuality(defects=0.6, kinds=("flicker",))
+    found = list(pairs(60, quality, seed=3))
+    unsteady = [pair.frames[:, 0, 0].astype(float).std(0).max() > 2 for pair in found]
+    assert 0.4 < np.mean(unsteady) < 0.8
+    assert all(judge(pair.frames, pair.scene).text == 1 for pair in found)
+    assert not any(pair.frames[:, 0, 0].std(0).any() for pair in pairs(20, CLEAN, seed=3))
