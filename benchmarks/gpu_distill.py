@@ -22,6 +22,7 @@ from reelign.errors import ReelignError
 from reelign.evaluate.battery import BatteryConfig
 from reelign.models.base import Conditions, VideoModel
 from reelign.models.causal import CausalConfig, KVCache, TextCache
+from reelign.models.compiled import compile_blocks
 from reelign.models.load import load_model
 from reelign.sampling.noise import initial_noise
 from reelign.sampling.sample import SampleConfig, next_block, sample
@@ -44,7 +45,7 @@ TARGET_FPS = 20.0
 DISTILL_SETTINGS = {
     "stream": f"blocks of {BLOCK} latent frames, {STEPS} steps, one clip after one that is not counted",
     "teacher": f"{TEACHER_STEPS} UniPC steps, guided: two evaluations each",
-    "compilation": "each block of the transformer (`compile_repeated_blocks`), any length of the past",
+    "compilation": "each block of the transformer (`compile_blocks`), any length of the past",
     "target": f">= {TARGET_FPS:g} frames a second on one Hopper GPU",
     "match": f"{CRITIC_UPDATES} updates of the critic for one of the student, one clip each, gradient checkpointing; "
     "clips are left at random steps, so seconds go with the evaluations that are told beside them",
@@ -123,8 +124,7 @@ def measure_stream(row: StreamRow, parts: dict[str, dict[str, Any]], folder: Pat
         if row.sampler == "causal":
             model.make_causal(CausalConfig(block=BLOCK, window=row.window))
         if row.compiled:
-            for network in model.denoisers().values():
-                network.compile_repeated_blocks(backend=BACKEND[device.type])
+            compile_blocks(model, BACKEND[device.type])
         (_stream if row.sampler == "causal" else _whole)(row, model, device)
     except torch.OutOfMemoryError:
         row.note = "does not fit into memory"
@@ -236,7 +236,7 @@ def make_matching(row: MatchRow, folder: Path, device: torch.device) -> TimedMat
 
 
 def _stream(row: StreamRow, model: VideoModel, device: torch.device) -> None:
-    """A clip block after block, decoded as it comes; once before, so that every length of the past is compiled."""
+    """A clip block after block, decoded as it comes; once before, so that all is compiled."""
     conditions, noise = _asked(row, model, device)
     sampler = SampleConfig(steps=STEPS, shift=SHIFT, solver="renoise", guidance_scale=1.0)
     _streamed(model, conditions, noise, sampler, device)

@@ -45,7 +45,7 @@ ALONE = World(0, 1, torch.device("cpu"), None)
 
 
 def overrides(*more: str) -> list[str]:
-    small = ["curate=null", "sft=null", "enhance=null", "sampler.steps=4", "battery.count=2"]
+    small = ["curate=null", "sft=null", "rlhf=null", "enhance=null", "sampler.steps=4", "battery.count=2"]
     return [*small, "battery.validation_count=3", f"distill={json.dumps(SMALL)}", *more]
 
 
@@ -231,8 +231,9 @@ def test_a_whole_run_is_counted():
     assert found["self_forcing"].judged == math.ceil(3 * 3 * (2 + 4 / 5))
 
 
-def test_memory_holds_two_training_states_and_the_past_that_blocks_saw():
-    planned = recipe("distill.causal={block: 1}")
+@pytest.mark.parametrize("window", ["null", "3"])
+def test_memory_holds_two_training_states_and_every_block_of_the_past_once(window):
+    planned = recipe(f"distill.causal={{block: 1, window: {window}}}")
     assert planned.distill is not None
     model = load_model(MINIATURE, device="cpu")
     few, causal = (
@@ -243,17 +244,14 @@ def test_memory_holds_two_training_states_and_the_past_that_blocks_saw():
     assert few.states == weights * (16 + 12)  # gradients, two moments, and the student's average
     network = model.pipeline.transformer.config
     frame = 2 * network.num_layers * network.num_attention_heads * network.attention_head_dim * 4 * 16
-    assert (few.past, causal.past) == (0, 2 * (1 + 2 + 3 + 4) * frame)  # 2 clips; 4 x 4 tokens a frame
+    assert (few.past, causal.past) == (0, 2 * 4 * frame)  # 2 clips; 4 x 4 tokens a frame
 
 
 def test_what_does_not_fit_is_not_rehearsed_but_counted():
     big = {**MATCH, "batch_size": 64_000, "micro_batch": 64_000}
     found = findings(f"distill.self_forcing={json.dumps(big)}", "distill.causal={block: 1}")
     assert [check for check, finding in found.items() if not finding.passed] == ["distill.memory"]
-    assert (
-        "turn on distill.self_forcing.gradient_checkpointing, set distill.causal.window"
-        in found["distill.memory"].sentence
-    )
+    assert "turn on distill.self_forcing.gradient_checkpointing, use" in found["distill.memory"].sentence
     assert "left out: it would not fit" in found["distill.rehearsal"].sentence
     assert "hours" not in found["distill.cost"].sentence
 

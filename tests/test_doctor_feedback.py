@@ -1,6 +1,7 @@
 """What the doctor finds in a recipe with `votes:`, `reward:`, `dpo:` and learned rewards, on the miniature's clips."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from reelign.feedback.vote import AXES, Vote, write_votes
 from reelign.models.load import load_model
 from reelign.recipe import Recipe
 from reelign.rewards.preference import RewardCard
+from reelign.stages import dpo as dpo_stage
 from reelign.stages.asked import MiniaturePrompts, build_prompts
 from reelign.train.parallel import World
 from tiny_qwen import tiny_whole
@@ -184,6 +186,64 @@ def test_preference_optimisation_counts_its_pairs_and_leaves_out_the_batterys(pe
     assert found["dpo.budget"].sentence == "an update is 4 pairs: 1 ranks x 1 passes x 4."
 
 
+@pytest.mark.parametrize("method", [{}, {"method": "lora", "lora": {"rank": 2}}], ids=["full", "lora"])
+def test_preference_optimisation_is_rehearsed_on_the_first_pairs_of_the_run(people, tmp_path, model, method):
+    decided = people(lambda votes: [replace(found, verdict="good") for found in votes])
+    made = recipe(decided, dpo=DPO | method, runs=str(tmp_path / "runs"))
+    before = sorted(tmp_path.rglob("*"))
+    said = {
+        check.removeprefix("dpo."): found.sentence for check, found in findings(made, model).items() if found.passed
+    }
+    assert said["rehearsal"] == "one update on 4 pairs, read and encoded, from the weights of miniature."
+    assert said["start"] == (
+        f"the first loss is {math.log(2):.4f}, log 2, as no pair is a tie: the model begins as its reference."
+    )
+    assert said["update"].startswith("one update of 4 pairs in ")
+    count = 40 * 2 if method else sum(1 for _ in model.pipeline.transformer.parameters())
+    learned = count // 2 if method else count  # lora_B alone in the first update
+    assert f" changes {learned} of {count} trained tensors: loss 0.693, grad norm " in said["update"]
+    late = f", the {count // 2} lora_A after the second update, because lora_B starts at 0" if method else ""
+    assert said["gradient"] == f"reaches all {count} trained tensors of the model{late}."
+    assert "under torchrun" in said["ranks"]
+    assert " hours here in all)" in said["cost"]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_before_anybody_voted_preference_optimisation_is_rehearsed_on_noise(model):
+    found = findings(recipe(dpo=DPO), model)
+    assert all(finding.passed for finding in found.values())
+    assert found["dpo.rehearsal"].sentence.startswith("one update on 4 pairs of noise, as nobody has voted yet")
+    assert f"the first loss is {math.log(2):.4f}" in found["dpo.start"].sentence
+    assert found["dpo.gradient"].sentence.startswith("reaches all ")
+
+
+def test_with_ties_the_first_loss_follows_from_their_share(people, model):
+    """20 of 30 pairs are decided before some are held out: k is near 2, P(better) near 1/3 and P(tie) near 1/3."""
+    said = findings(recipe(people(), dpo=DPO | {"held_out": 0.0}), model)["dpo.start"].sentence
+    assert said.startswith(f"the first loss is {math.log(3):.4f}, what the share of ties alone gives")
+
+
+def test_a_model_that_is_not_its_reference_at_the_start_is_found(people, model, monkeypatch):
+    error = dpo_stage.flow_error
+
+    def apart(model, *arguments):
+        return error(model, *arguments) * (1.0 if torch.is_grad_enabled() else torch.linspace(0.5, 1.5, 8))
+
+    monkeypatch.setattr(dpo_stage, "flow_error", apart)
+    said = failed(recipe(people(), dpo=DPO), model)
+    assert "before the first update model and reference are the same network" in said["dpo.start"]
+
+
+def test_a_preference_loss_that_is_not_finite_is_found(people, tmp_path, model):
+    broken = load_model("miniature", device="cpu")
+    with torch.no_grad():
+        broken.pipeline.transformer.proj_out.bias[0] = math.nan
+    broken.save(tmp_path / "model")
+    said = failed(recipe(people(), dpo=DPO, model=str(tmp_path / "model")), model)
+    assert list(said) == ["dpo.update"]
+    assert "nan" in said["dpo.update"]
+
+
 def test_votes_that_decide_nothing_are_found(people, model):
     ties = people(lambda votes: [replace(found, verdict="same") for found in votes])
     assert "there are 0 decided pairs to learn from" in failed(recipe(ties, dpo=DPO), model)["dpo.votes"]
@@ -210,7 +270,9 @@ def test_adapters_that_match_nothing_are_found(people, model):
 def test_what_does_not_fit_into_memory_is_found_with_what_to_lower(people, model, monkeypatch):
     monkeypatch.setattr(feedback_memory, "free_memory", lambda: 2**10)
     assert "Lower votes.sources.0.batch_size." in failed(recipe(), model)["votes.sources.0"]
-    said = failed(recipe(people(), dpo=DPO), model)["dpo.memory"]
+    found = findings(recipe(people(), dpo=DPO), model)
+    assert found["dpo.rehearsal"].sentence.startswith("left out: it would not fit.")
+    said = found["dpo.memory"].sentence
     assert "weights of model and parent" in said and "Lower dpo.micro_batch" in said
 
 

@@ -79,6 +79,10 @@ def test_a_cache_and_compiled_blocks_exclude_each_other(model):
     assert "breaks what is compiled" in refusal(model, GUIDED, FIRST_BLOCK.joined(Acceleration(compile=True)))
 
 
+def test_a_causal_model_may_be_compiled_since_its_blocks_share_code_for_any_past(student):
+    assert list(refused(student, SampleConfig(steps=4, guidance_scale=1.0), "compile").values()) == [""]
+
+
 def test_no_compiler_means_no_compiling(model, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert "no-such-compiler" in refusal(model, GUIDED, Acceleration(compile=True))

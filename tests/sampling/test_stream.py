@@ -10,7 +10,7 @@ from reelign.data.clip import read_clip
 from reelign.errors import ReelignError
 from reelign.inference.generate import generate_clip
 from reelign.models.base import VideoModel
-from reelign.models.causal import CausalConfig
+from reelign.models.causal import CausalConfig, KVCache
 from reelign.models.load import load_model
 from reelign.sampling.noise import initial_noise
 from reelign.sampling.sample import SampleConfig, sample
@@ -27,6 +27,12 @@ def model() -> VideoModel:
     made = load_model("miniature", device="cpu")
     made.make_causal(CausalConfig(block=1, window=4, sinks=1))
     return made
+
+
+def layers(cache: KVCache) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+    """Keys and values of each layer; a stream keeps them in one part."""
+    (part,) = cache.parts
+    return part.layers
 
 
 def frames_of(chunks) -> np.ndarray:
@@ -103,7 +109,7 @@ def test_a_refresh_brings_the_past_under_the_new_prompt(model):
         assert stream.cache.end == before.end
         caches[refresh] = [
             torch.equal(a, b)
-            for old, new in zip(before.layers, stream.cache.layers, strict=True)
+            for old, new in zip(layers(before), layers(stream.cache), strict=True)
             for a, b in zip(old, new, strict=True)
         ]
     assert all(caches[False])
@@ -116,7 +122,7 @@ def test_a_refresh_under_the_same_prompt_gives_the_same_past(model):
     list(islice(stream, 4))
     again = stream._remembered_again()
     assert again.frames == stream.cache.frames == tuple(range(8))
-    for old, new in zip(stream.cache.layers, again.layers, strict=True):
+    for old, new in zip(layers(stream.cache), layers(again), strict=True):
         torch.testing.assert_close(new, old, rtol=0, atol=1e-5)
 
 

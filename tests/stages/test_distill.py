@@ -7,19 +7,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import WanTransformer3DModel
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.modules.module import register_module_forward_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from checkpoints import newest_weights
 from command import DEMO, TINY, reelign, torchrun
 from forks import Fork
 from reelign.errors import ReelignError
 from reelign.evaluate.battery import BatteryConfig
+from reelign.models.base import VideoModel
 from reelign.models.causal import CausalConfig
 from reelign.models.load import load_model
 from reelign.sampling.noise import initial_noise
 from reelign.sampling.sample import SampleConfig, sample
 from reelign.stages.asked import build_prompts
 from reelign.stages.context import StageContext
-from reelign.stages.distill import Matching, load_teacher, student_of
+from reelign.stages.distill import Matching, load_teacher, run_part, student_of, trainer_of
 from reelign.stages.distill_recipe import PARTS, DistillConfig
 from reelign.stages.student import student_clip
 from reelign.train.ledger import Ledger
@@ -233,6 +239,82 @@ def test_the_gradient_goes_through_the_call_at_the_exit_step_alone(monkeypatch, 
     assert calls == [*block, (0.0, False)] * 4 + block  # each block, then remembered clean; the last one is not
 
 
+@pytest.mark.parametrize("teacher", ["few_step", "ode", "consistency"])
+def test_the_ledger_of_the_first_causal_weights_holds_every_network_evaluation(tmp_path, teacher):
+    """What a hook on the networks counts, in clips: a block is its share of one. Whole numbers by the choice of sizes:
+    25 clips of 5 blocks, 4 of which are remembered, are 25 + 20 evaluations."""
+    part = {**SMALL["initialise"], "teacher": teacher, "batch_size": 5, "updates": 5, "validate_every": 5}
+    recipe = DistillConfig.model_validate(SMALL | {"initialise": part})
+    where = context(tmp_path)
+    where = replace(where, battery=where.battery.model_copy(update={"validation_count": 5}))
+    base, counted = load_model("miniature", device="cpu"), []
+
+    def count(network, inputs, named, output):
+        if isinstance(network, WanTransformer3DModel):
+            counted.append(named["hidden_states"].shape[0] * named["hidden_states"].shape[2] / 5)
+
+    hook = register_module_forward_hook(count, with_kwargs=True)
+    try:
+        run_part(trainer_of("initialise", base, base, recipe, where), tmp_path / "model")
+    finally:
+        hook.remove()
+    rows = {row["phase"]: row for row in where.ledger.read()}
+    assert list(rows) == [
+        "distill/trajectories",
+        "distill/initialise",
+        "distill/teacher/validate",
+        "distill/initialise/validate",
+    ]
+    assert sum(row["nfe"] for row in rows.values()) == pytest.approx(sum(counted))
+    assert rows["distill/trajectories"]["nfe"] == 6 * 2 * (1 if teacher == "few_step" else 5 * 2)
+    assert rows["distill/initialise"]["nfe"] == 45 * (2 if teacher == "consistency" else 1)
+    assert rows["distill/teacher/validate"]["nfe"] == 5 * 4 * 2
+    assert [row["clips"] for row in rows.values()] == [6, 25, 5, 5]
+    assert all(row["seconds"] > 0 for row in rows.values())
+
+
+class Alive(TorchDispatchMode):
+    """Counts the bytes of the tensors that were made within it and still live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: dict[StorageWeakRef, int] = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **kwargs or {})
+        for value in tree_leaves(found):
+            if isinstance(value, torch.Tensor):
+                self.made[StorageWeakRef(value.untyped_storage())] = value.untyped_storage().nbytes()
+        return found
+
+    @property
+    def nbytes(self) -> int:
+        return sum(size for storage, size in self.made.items() if not storage.expired())
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_rollout_keeps_each_block_of_the_past_once_for_all_backward_passes(checkpointing):
+    """Eight blocks more keep as much more, whatever came before. If each backward pass kept the past that its block
+    saw, the memory would grow with the square of the length: 1.3 and 1.6 times as much for the second eight."""
+    model = load_model("miniature", device="cpu")
+    model.make_causal(CausalConfig(block=1))
+    network = model.pipeline.transformer
+    network.requires_grad_(True)
+    if checkpointing:
+        network.enable_gradient_checkpointing()
+    sampler = SampleConfig(steps=1, shift=3.0, solver="renoise", guidance_scale=1.0)
+    conditions = model.encode_text(["a cross"])
+    kept = {}
+    for frames in (8, 16, 24):
+        noise = initial_noise([(0, "clip", 0)], (*model.latent_shape(17, 32, 32)[:1], frames, 8, 8))
+        with Alive() as alive:
+            clip, _ = student_clip(model, conditions, noise, sampler, exit_step=0)
+            kept[frames] = alive.nbytes
+        clip.square().sum().backward()
+    growth = kept[16] - kept[8], kept[24] - kept[16]
+    assert growth[1] == pytest.approx(growth[0], rel=0.01)
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
@@ -258,6 +340,45 @@ def test_a_teacher_with_other_latents_is_refused(tmp_path):
     where = context(tmp_path)
     with pytest.raises(ReelignError, match="must share an autoencoder"):
         load_teacher(str(tmp_path / "b"), base, where)
+
+
+def other_weights(model: VideoModel) -> None:
+    torch.manual_seed(1)
+    for parameter in model.pipeline.text_encoder.parameters():
+        parameter.data.normal_()
+
+
+def other_width(model: VideoModel) -> None:
+    config = {**model.pipeline.transformer.config, "text_dim": 48}
+    model.pipeline.register_modules(transformer=WanTransformer3DModel.from_config(config))
+
+
+def other_words(model: VideoModel) -> None:
+    model.pipeline.tokenizer.add_tokens(["circle moves"])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (other_weights, "another text encoder than .*: the same prompts are [0-9]+% apart"),
+        (other_width, "reads text of width 48, and .* of 32"),
+        (other_words, "has another tokenizer"),
+    ],
+)
+def test_a_teacher_that_reads_prompts_otherwise_is_refused(tmp_path, change, said):
+    base, other = (load_model(tiny_wan(tmp_path / name), device="cpu") for name in "ab")
+    change(other)
+    other.save(tmp_path / "c")
+    with pytest.raises(ReelignError, match=rf"distill\.teacher: .*{said}.*must share a text encoder.*Take a teacher"):
+        load_teacher(str(tmp_path / "c"), base, context(tmp_path))
+
+
+def test_a_teacher_whose_text_encoder_is_a_copy_in_another_precision_is_taken(tmp_path):
+    base, other = (load_model(tiny_wan(tmp_path / name), device="cpu") for name in "ab")
+    for parameter in other.pipeline.text_encoder.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    other.save(tmp_path / "c")
+    assert load_teacher(str(tmp_path / "c"), base, context(tmp_path)).name == str(tmp_path / "c")
 
 
 def test_the_student_carries_the_enhancer_of_its_parent(one_rank):

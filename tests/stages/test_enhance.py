@@ -62,7 +62,15 @@ SMALL = {
         "save_every": 4,
     },
 }
-TINY = ("curate=null", "sft=null", "distill=null", "battery.count=2", "battery.validation_count=2", "sampler.steps=2")
+TINY = (
+    "curate=null",
+    "sft=null",
+    "rlhf=null",
+    "distill=null",
+    "battery.count=2",
+    "battery.validation_count=2",
+    "sampler.steps=2",
+)
 
 
 def arguments(folder: Path, *more: str) -> list[str | Path]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shlex
+import sys
 
 from rich.markup import escape
 
@@ -17,6 +19,8 @@ from reelign.cli.app import app
 from reelign.errors import ReelignError
 from reelign.terminal import errors
 
+RESUMED = frozenset({"run", "sft", "rlhf"})
+"""Verbs that go on where they stopped."""
 __all__ = ["app", "judge", "main", "miniature", "models", "prompts", "reward", "training"]
 
 
@@ -36,6 +40,8 @@ def _exit_code() -> int:
     try:
         app(standalone_mode=True)
     except SystemExit as end:
+        if _was_interrupted(end):
+            errors.print(f"[bold red]reelign:[/] {escape(_farewell())}", highlight=False, soft_wrap=True)
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except ReelignError as error:
         errors.print(f"[bold red]reelign:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
@@ -46,7 +52,19 @@ def _exit_code() -> int:
         errors.print(f"[bold red]reelign:[/] the disk is full ({escape(str(error))}). What was saved is intact: free")
         errors.print("some space and run the same command again.")
         return 1
-    except KeyboardInterrupt:
-        errors.print("[bold red]reelign:[/] stopped; nothing that was saved is lost, the same command goes on.")
-        return 130
     return 0
+
+
+def _was_interrupted(end: SystemExit) -> bool:
+    """Whether Ctrl-C is behind an exit: typer makes it an `Exit` with status 130, whose cause it stays."""
+    return end.__context__ is not None and isinstance(end.__context__.__cause__, KeyboardInterrupt)
+
+
+def _farewell() -> str:
+    """What is left of a command that Ctrl-C ended at once, and what goes on from there."""
+    if not RESUMED.intersection(sys.argv[1:2]):
+        return "stopped."
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return "stopped; what the run has saved is kept, and the same command goes on from there."
+    again = shlex.join(["reelign", *sys.argv[1:]])
+    return f"stopped; what the run has saved is kept, and this goes on from there: {again}"

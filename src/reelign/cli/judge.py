@@ -97,7 +97,7 @@ def serve(
         serve_study(study, host, port, ready)
     except KeyboardInterrupt:
         say(errors, "stopped; every vote that was sent is kept, and the same command goes on.")
-        raise
+        raise typer.Exit(130) from None
 
 
 @judge_app.command("simulate")

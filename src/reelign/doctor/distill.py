@@ -94,12 +94,6 @@ def _teacher(recipe: Recipe, config: DistillConfig, model: VideoModel) -> tuple[
     if config.teacher is not None:
         alone = World(0, 1, torch.device("cpu"), None)
         teacher = load_teacher(config.teacher, model, context_in(Path(), recipe, alone))
-        own, other = (next(iter(each.denoisers().values())).config.text_dim for each in (model, teacher))
-        if own != other:
-            raise ReelignError(
-                f"distill.teacher: {config.teacher} reads text of width {other}, {recipe.model} of {own}; teacher and "
-                "student must share a text encoder."
-            )
         who = f"{config.teacher}, {parameters(teacher) / 1e6:.1f} M weights"
         memory = parameters(teacher) * width_of(recipe.dtype) / planned_ranks() + frozen_bytes(teacher)
     if scale == 1:

@@ -18,7 +18,7 @@ from reelign.models.base import VideoModel
 from reelign.models.causal import CausalConfig
 from reelign.recipe import Recipe
 from reelign.sampling.sample import clip_evaluations
-from reelign.stages.causal_init import BETWEEN
+from reelign.stages.causal_init import BETWEEN, evaluations
 from reelign.stages.distill_recipe import DistillConfig, InitialiseConfig, MatchConfig
 
 
@@ -78,9 +78,7 @@ def matched(config: DistillConfig, part: MatchConfig, causal: bool, guidance: fl
 
 def initialised(causal: CausalConfig, part: InitialiseConfig, frames: int) -> Spent:
     """One update of the first weights of a causal student."""
-    blocks = len(causal.blocks(frames))
-    times = 2 if part.teacher == "consistency" else 1
-    return Spent(round(part.batch_size * times * (2 - 1 / blocks)), part.batch_size, 0)
+    return Spent(round(part.batch_size * evaluations(part, causal, frames)), part.batch_size, 0)
 
 
 def way(recipe: Recipe, config: DistillConfig) -> int:

@@ -1,7 +1,7 @@
 """What distillation needs of memory and disk: teacher, student and critic at once, and the past of a causal student.
 
-A causal student that learns block after block keeps, for the backward pass of each block, the keys and values that the
-block saw: without a window that grows with the square of the clip's length.
+A causal student that learns block after block keeps, for the backward passes, the keys and values of all blocks but the
+last. Those of a block are kept once, however many blocks saw it, also when it has left the window.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from reelign.doctor.memory import (
     width_of,
 )
 from reelign.models.base import VideoModel
-from reelign.models.causal import CausalConfig
 from reelign.recipe import Recipe
 from reelign.stages.distill_recipe import DistillConfig, InitialiseConfig, MatchConfig, StudentConfig
 from reelign.stages.student import chunks_of
@@ -74,9 +73,8 @@ def distill_memory(recipe: Recipe, config: DistillConfig, model: VideoModel, tea
         f"{need.rendering / GIB:.1f} to validate; {have / GIB:.1f} GiB free."
     )
     turn = "" if part.gradient_checkpointing else f"turn on distill.{name}.gradient_checkpointing, "
-    window = "set distill.causal.window, " if need.past and config.causal and config.causal.window is None else ""
     lora = "" if part.method == "lora" else f"use distill.{name}.method=lora or "
-    return fitting(sentence, need.total, have, f"Lower distill.{name}.micro_batch, {turn}{window}{lora}more ranks.")
+    return fitting(sentence, need.total, have, f"Lower distill.{name}.micro_batch, {turn}{lora}more ranks.")
 
 
 def need_of(
@@ -104,7 +102,7 @@ def need_of(
     past = 0.0
     frames = model.latent_shape(size.frames, size.height, size.width)[1]
     if name != "few_step" and config.causal is not None:
-        past = rows * past_bytes(recipe, model, sum(_past(config.causal, frames)))
+        past = rows * past_bytes(recipe, model, frames - config.causal.block)
     return Need(weights, states, activations, past, rendering_bytes(size, model, size.batch_size, width), rows)
 
 
@@ -147,8 +145,3 @@ def distill_disk(recipe: Recipe, config: DistillConfig, model: VideoModel) -> st
     )
     advice = "Free some space, lower distill.initialise.trajectories or set runs=/another/disk."
     return fitting(sentence, need, free, advice)
-
-
-def _past(causal: CausalConfig, frames: int) -> list[int]:
-    """Latent frames of the past that each block sees."""
-    return [len(causal.seen(end)) - causal.block for _, end in causal.blocks(frames)]

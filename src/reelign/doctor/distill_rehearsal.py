@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from reelign.doctor.distill_cost import Spent, initialised
 from reelign.doctor.distill_memory import rows_of
 from reelign.doctor.finding import Finding, look, on_all_ranks
+from reelign.doctor.gradient import reached
 from reelign.doctor.rehearsal import context_in, equal_ranks, now, shared_folder, within_memory
 from reelign.errors import ReelignError
 from reelign.models.base import Conditions, VideoModel
@@ -27,17 +27,13 @@ from reelign.stages.context import StageContext
 from reelign.stages.distill import Matching, models_of, part_context, trainer_of
 from reelign.stages.distill_recipe import DistillConfig, InitialiseConfig, MatchConfig
 from reelign.stages.trainee import trained
-from reelign.train.optim import Optimizer
 from reelign.train.parallel import World
 
 APART = {"float32": 1e-4, "bfloat16": 5e-2}
 """How far, relative to its size, a velocity may differ between two orders of the same sums."""
 ALIKE = {"float32": 1e-5, "bfloat16": 2e-2}
 """How far teacher and critic may lie apart while they are the same network."""
-ADVICE = (
-    "Lower the micro_batch of this part, turn on its gradient_checkpointing, give distill.causal a window, or use its "
-    "method=lora or more ranks."
-)
+ADVICE = "Lower the micro_batch of this part, turn on its gradient_checkpointing, or use its method=lora or more ranks."
 Trainer = Matching | Initialisation
 
 
@@ -118,19 +114,6 @@ def at_rest(trainer: Matching) -> str:
     return f"the student is not moved while the critic is the unguided teacher: they are {distance:.1e} apart."
 
 
-def idle(optimizer: Optimizer, world: World) -> set[str]:
-    """Names of the tensors that no gradient has reached since the optimiser was made, on all ranks together: their
-    first moments are 0."""
-    state = optimizer.state_dict()
-    counts = []
-    for name in optimizer.parameters:
-        moment = state[f"exp_avg.{name}"]
-        own = moment.to_local() if isinstance(moment, DTensor) else moment
-        counts.append(float(own.count_nonzero()))
-    total = world.sum(torch.tensor(counts, dtype=torch.float64, device=world.device)).tolist()
-    return {name for name, found in zip(optimizer.parameters, total, strict=True) if not found}
-
-
 @torch.no_grad()
 def cache_error(model: VideoModel, clean: Tensor, noise: Tensor, level: float, conditions: Conditions) -> float:
     """How far the velocity of the last block, behind a cache, is from that of the full block-causal forward pass:
@@ -179,28 +162,11 @@ def _updated(trainer: Trainer, part: str) -> tuple[str, float]:
 
 
 def _gradient(trainer: Trainer, part: str) -> str:
-    """Which trained tensors the update did not reach; adapters are looked at twice, because lora_B starts at 0."""
+    """Which trained tensors of student and critic the update did not reach."""
     optimizers = {"student": trainer.trainee.optimizer}
     if isinstance(trainer, Matching):
         optimizers["critic"] = trainer.critic_optimizer
-    missing = _idle(trainer, optimizers)
-    if waiting := {name for name in missing if ".lora_A." in name}:
-        trainer.one_update()
-        missing -= waiting - _idle(trainer, optimizers)
-    count = sum(len(optimizer.parameters) for optimizer in optimizers.values())
-    if missing:
-        raise ReelignError(
-            f"no gradient reaches {len(missing)} of {count} trained tensors of {' and '.join(optimizers)}, which would "
-            f"stay as they are: {', '.join(sorted(missing)[:3])}. Find out why the network does not use them, or "
-            f"choose what learns with distill.{part}.method=lora and distill.{part}.lora.targets."
-        )
-    late = f", the {len(waiting)} lora_A after the second update, because lora_B starts at 0" if waiting else ""
-    return f"reaches all {count} trained tensors of {' and '.join(optimizers)}{late}."
-
-
-def _idle(trainer: Trainer, optimizers: dict[str, Optimizer]) -> set[str]:
-    world = trainer.context.world
-    return {f"{who}: {name}" for who, optimizer in optimizers.items() for name in idle(optimizer, world)}
+    return reached(optimizers, trainer.context.world, trainer.one_update, f"distill.{part}")
 
 
 def _ranks(trainer: Trainer) -> str:

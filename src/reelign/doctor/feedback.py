@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from reelign.data.clip import read_clip
-from reelign.doctor.cost import CPU_RATE, operations, rounded
+from reelign.doctor.cost import CPU_PATIENCE, CPU_RATE, operations, rounded
+from reelign.doctor.dpo import at_once, rehearsed, work
 from reelign.doctor.feedback_memory import dpo_memory, network_memory, votes_memory
 from reelign.doctor.finding import Finding, any_failed, look, obtain
 from reelign.doctor.memory import planned_ranks
@@ -31,7 +32,7 @@ from reelign.rewards.vlm_template import checked_template, default_template
 from reelign.sampling.sample import own_sampler
 from reelign.stages.asked import build_prompts, drawn
 from reelign.stages.dpo import DpoConfig
-from reelign.stages.preferences import preferences
+from reelign.stages.preferences import Preferences, preferences
 from reelign.stages.reward import Part, RewardConfig, parts_of
 from reelign.stages.sources import LEVELS
 from reelign.stages.votes import SimulatedVotes, VotesConfig, VotesOfPeople
@@ -93,7 +94,7 @@ def examine_feedback(recipe: Recipe, model: VideoModel, world: World) -> Iterato
     if recipe.reward is not None:
         yield from _reward(recipe, recipe.reward, expected)
     if recipe.dpo is not None:
-        yield from _dpo(recipe, recipe.dpo, model, expected)
+        yield from _dpo(recipe, recipe.dpo, model, expected, world)
 
 
 def expected_axes(recipe: Recipe) -> tuple[Axis, ...]:
@@ -217,31 +218,50 @@ def _network(recipe: Recipe, config: RewardConfig, expected: Expected) -> str:
     return network_memory(recipe, config, network, axes)
 
 
-def _dpo(recipe: Recipe, config: DpoConfig, model: VideoModel, expected: Expected) -> Iterator[Finding]:
-    yield look("dpo.votes", lambda: _preferences(recipe, config, expected))
+def _dpo(recipe: Recipe, config: DpoConfig, model: VideoModel, expected: Expected, world: World) -> Iterator[Finding]:
+    chosen, votes = obtain("dpo.votes", lambda: _preferences(recipe, config, expected))
+    read = [votes]
     if expected.sizes:
-        yield look("dpo.clips", lambda: _sizes(recipe, expected))
-    yield look("dpo.budget", lambda: _divided("dpo.pairs_per_update", config.pairs_per_update, config.micro_batch))
+        read.append(look("dpo.clips", lambda: _sizes(recipe, expected)))
+    read.append(
+        look("dpo.budget", lambda: _divided("dpo.pairs_per_update", config.pairs_per_update, config.micro_batch))
+    )
     if config.method == "lora":
-        coverage = look("dpo.lora", lambda: lora_coverage(model, config))
-        yield coverage
-        if not coverage.passed:
-            return
+        read.append(look("dpo.lora", lambda: lora_coverage(model, config)))
+    yield from read
+    if any_failed(read, world) or chosen is None:
+        yield Finding("dpo.rehearsal", True, "left out until the lines above pass.")
+        return
     pairs = len({(axis, text) for axis, text in expected.plain if axis in config.axes})
-    yield look("dpo.memory", lambda: dpo_memory(recipe, config, model, pairs))
-    yield Finding("dpo.cost", True, _dpo_cost(recipe, config, expected))
+    memory = look("dpo.memory", lambda: dpo_memory(recipe, config, model, pairs))
+    yield memory
+    needed = 0.0
+    if world.device.type == "cpu":
+        small = config.model_copy(update={"pairs_per_update": at_once(config)})
+        updates = 2 if config.method == "lora" else 1
+        needed = updates * work(small) * operations(recipe.battery, model) / CPU_RATE
+    if any_failed([memory], world) or needed > CPU_PATIENCE:
+        why = f"a CPU would need about {needed / 3600:.1f} hours for it" if memory.passed else "it would not fit"
+        yield Finding("dpo.rehearsal", True, f"left out: {why}. Loss and gradients are not looked at.")
+        yield Finding("dpo.cost", True, _dpo_cost(recipe, config, expected))
+        return
+    try:
+        yield from rehearsed(recipe, config, chosen, world, lambda unit: _dpo_cost(recipe, config, expected, unit))
+    except ReelignError as error:
+        yield Finding("dpo.rehearsal", False, str(error))
 
 
-def _preferences(recipe: Recipe, config: DpoConfig, expected: Expected) -> str:
-    """Pairs with a winner, by the stage's own rule where all votes exist."""
+def _preferences(recipe: Recipe, config: DpoConfig, expected: Expected) -> tuple[Preferences | set[str], str]:
+    """Pairs with a winner, by the stage's own rule where all votes exist; else the prompts that will be voted on."""
     _there("dpo.axes", config.axes, expected)
     if expected.simulated:
-        return f"pairs are decided by {', '.join(config.axes)}, once simulated raters have voted."
+        said = f"pairs are decided by {', '.join(config.axes)}, once simulated raters have voted."
+        return {prompt for axis, prompt in expected.plain if axis in config.axes}, said
     found = preferences(expected.given, config.axes, recipe.battery, config.held_out)
     said = [f"{len(found.training)} pairs to learn from, {found.ties} of them ties", f"{len(found.held_out)} held out"]
     if found.of_battery:
         said.append(f"{found.of_battery} left out because the battery asks their prompt")
-    return f"{'; '.join(said)}."
+    return found, f"{'; '.join(said)}."
 
 
 def _sizes(recipe: Recipe, expected: Expected) -> str:
@@ -266,16 +286,21 @@ def _divided(key: str, count: int, at_once: int, what: str = "pairs") -> str:
     return f"an update is {count} {what}: {ranks} ranks x {-(-share // at_once)} passes x {min(share, at_once)}."
 
 
-def _dpo_cost(recipe: Recipe, config: DpoConfig, expected: Expected) -> str:
-    """Network evaluations of the stage: two clips under the model and under its parent for each pair."""
+def _dpo_cost(recipe: Recipe, config: DpoConfig, expected: Expected, unit: float | None = None) -> str:
+    """Network evaluations of the stage: two clips under the model and under its parent for each pair; and its hours,
+    where the seconds of one forward pass of one clip are known."""
     learned = 4 * config.pairs_per_update * config.updates
     validations = 1 + -(-config.updates // config.validate_every)
     clips = validations * recipe.battery.validation_count + recipe.battery.count
     apart = round(config.held_out * len(expected.prompts))
     judged = clips * recipe.sampler.evaluations + validations * 4 * len(LEVELS) * apart
+    time = ""
+    if unit is not None:
+        hours = (config.updates * work(config) / planned_ranks() + judged) * unit / 3600
+        time = f" ({hours:.2g} hours here in all)"
     return (
         f"about {rounded(learned)} network evaluations to learn, half of them with a backward pass, and "
-        f"{rounded(judged)} for validations and the battery."
+        f"{rounded(judged)} for validations and the battery{time}."
     )
 
 

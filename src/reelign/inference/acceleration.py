@@ -91,8 +91,9 @@ def accelerate(model: VideoModel, acceleration: Acceleration, sampler: SampleCon
             for network in networks:
                 _quantise(network, acceleration.quantise, undo)
         if acceleration.compile:
-            for network in networks:
-                _compile(network, undo)
+            from reelign.models.compiled import compile_blocks  # dynamo is slow to import
+
+            undo.callback(compile_blocks(model))
         if acceleration.cache is not None:
             _attach_cache(model, networks, acceleration.cache, faster, undo)
         return undo.pop_all()
@@ -180,14 +181,3 @@ def _quantise(network: Any, how: Quantisation, undo: ExitStack) -> None:
 
     undo.callback(restore)
     ao.quantize_(network.blocks, config)
-
-
-def _compile(network: Any, undo: ExitStack) -> None:
-    """Each block by itself: they share their code, so it is compiled once."""
-    network.compile_repeated_blocks(dynamic=False)
-
-    def restore() -> None:
-        for block in network.blocks:
-            block._compiled_call_impl = None
-
-    undo.callback(restore)

@@ -130,8 +130,6 @@ def _no_quantisation(model: VideoModel, how: str) -> str:
 
 
 def _no_compile(model: VideoModel, acceleration: Acceleration) -> str:
-    if model.causal is not None:
-        return "each block of a causal model has a longer past, and would be compiled anew"
     if acceleration.cache is not None:
         return "a cache decides between the blocks, and breaks what is compiled"
     if model.device.type == "cuda":

@@ -6,15 +6,19 @@ The frames of a latent video are denoised in blocks. A block sees itself and wha
 
 No network is forked: attention processors are replaced, and a hook on the rotary embedding puts a block at its absolute
 place. What a call may see travels through the network in place of the rotary embedding, so that a block that is
-computed again for gradient checkpointing sees what it saw the first time. Keys are cached after rotation (arXiv
-2412.07772, 2506.08009); a `KVCache` is a value, nothing is ever written into it.
+computed again for gradient checkpointing sees what it saw the first time. A hook hands each layer its own share of it,
+tensors and nothing that tells layers apart, so that what is compiled for one layer is right for all.
+
+Keys are cached after rotation (arXiv 2412.07772, 2506.08009). A `KVCache` is a value, nothing is ever written into it;
+one that is longer shares the tensors of the one before, and so do the backward passes of all blocks of a rollout.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -69,40 +73,83 @@ class CausalConfig(BaseModel):
         return [*range(min(self.sinks, start)), *range(start, end)]
 
 
+Pair = tuple[Tensor, Tensor]
+"""Keys and values, each (B, tokens, heads, width)."""
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """Keys, after rotation, and values of some frames.
+
+    Attributes:
+        frames: their absolute indices, in order.
+        layers: of each layer, with len(frames) * tokens.
+    """
+
+    frames: tuple[int, ...]
+    layers: tuple[Pair, ...]
+
+    def only(self, seen: set[int]) -> Remembered:
+        """Without the frames that are not in `seen`; with all of them, this one itself."""
+        keep = [place for place, frame in enumerate(self.frames) if frame in seen]
+        if len(keep) == len(self.frames):
+            return self
+        layers = tuple((self._taken(keys, keep), self._taken(values, keep)) for keys, values in self.layers)
+        return Remembered(tuple(self.frames[place] for place in keep), layers)
+
+    def _taken(self, values: Tensor, keep: list[int]) -> Tensor:
+        return values.unflatten(1, (len(self.frames), -1))[:, keep].flatten(1, 2)
+
+
 @dataclass(frozen=True)
 class KVCache:
-    """Keys, after rotation, and values of the frames before a block.
+    """What is remembered of the frames before a block.
 
     Attributes:
         end: frames so far, the cached ones and the forgotten ones; the next block begins here.
-        frames: absolute indices of the cached frames, in order.
-        layers: (keys, values) of each layer, (B, frames * tokens, heads, width).
+        parts: the cached frames in their order, those of each block as they were written.
     """
 
     end: int = 0
-    frames: tuple[int, ...] = ()
-    layers: tuple[tuple[Tensor, Tensor], ...] = ()
+    parts: tuple[Remembered, ...] = ()
 
-    def extended(self, layers: list[tuple[Tensor, Tensor]], config: CausalConfig) -> KVCache:
-        """With a new block of `config.block` frames, and without the frames that the block after it does not see."""
-        frames = (*self.frames, *range(self.end, self.end + config.block))
+    @property
+    def frames(self) -> tuple[int, ...]:
+        """Absolute indices of the cached frames, in order."""
+        return tuple(frame for part in self.parts for frame in part.frames)
+
+    def layer(self, layer: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Keys and values of a layer, part by part."""
+        return tuple(part.layers[layer][0] for part in self.parts), tuple(part.layers[layer][1] for part in self.parts)
+
+    def extended(self, layers: Sequence[Pair], config: CausalConfig) -> KVCache:
+        """With a new block of `config.block` frames, and without the frames that the block after it does not see.
+
+        Blocks that stay are not copied: caches of one rollout share them.
+        """
         end = self.end + config.block
+        fresh = Remembered(tuple(range(self.end, end)), tuple(layers))
         seen = set(config.seen(end + config.block))
-        keep = [place for place, frame in enumerate(frames) if frame in seen]
-        old = self.layers or [(k[:, :0], v[:, :0]) for k, v in layers]
-        kept = tuple(
-            (_frames(torch.cat([old_k, k], 1), keep, len(frames)), _frames(torch.cat([old_v, v], 1), keep, len(frames)))
-            for (old_k, old_v), (k, v) in zip(old, layers, strict=True)
+        kept = (part.only(seen) for part in (*self.parts, fresh))
+        return KVCache(end, tuple(part for part in kept if part.frames))
+
+    def joined(self) -> KVCache:
+        """The same in one part, copied once: what many calls read, and no other cache shares."""
+        if not self.parts:
+            return self
+        layers = tuple(
+            (torch.cat([keys for keys, _ in parts], 1), torch.cat([values for _, values in parts], 1))
+            for parts in zip(*(part.layers for part in self.parts), strict=True)
         )
-        return KVCache(end, tuple(frames[place] for place in keep), kept)
+        return KVCache(self.end, (Remembered(self.frames, layers),))
 
     @property
     def nbytes(self) -> int:
         """Memory that it takes."""
-        return sum(part.nbytes for layer in self.layers for part in layer)
+        return sum(tensor.nbytes for part in self.parts for layer in part.layers for tensor in layer)
 
 
-TextCache = dict[int, tuple[Tensor, Tensor]]
+TextCache = dict[int, Pair]
 """Keys and values of the prompt by layer: filled by the first call, read by the calls after it."""
 
 
@@ -120,9 +167,30 @@ class View:
 
     cache: KVCache | None
     text: TextCache | None = None
-    written: dict[int, tuple[Tensor, Tensor]] | None = None
+    written: dict[int, Pair] | None = None
     rotary: tuple[Tensor, Tensor] = field(init=False)
     parts: list[tuple[slice, Tensor | slice]] = field(init=False)
+
+
+@dataclass
+class LayerView:
+    """What one layer may see in a call.
+
+    Attributes:
+        rotary, parts: as of the `View`.
+        keys, values: the past, part by part; nothing at the beginning and where all frames are in the call.
+        shared: whether the backward pass shall keep the past in its parts, which other blocks of the rollout share.
+        written: of the `View`.
+        made: keys and values of the call's own frames, detached, once they are computed.
+    """
+
+    rotary: tuple[Tensor, Tensor]
+    parts: list[tuple[slice, Tensor | slice]]
+    keys: tuple[Tensor, ...] = ()
+    values: tuple[Tensor, ...] = ()
+    shared: bool = False
+    written: dict[int, Pair] | None = None
+    made: Pair | None = None
 
 
 class CausalAttention:
@@ -141,10 +209,13 @@ class CausalAttention:
         if network.config.patch_size[0] != 1 or network.config.added_kv_proj_dim is not None:
             raise ReelignError("only text-to-video networks with patches of one latent frame can be made causal.")
         self.config = config
+        self._network = network
         self._view: View | None = None
         for layer, block in enumerate(network.blocks):
-            block.attn1.set_processor(_SelfAttention(layer))
-            block.attn2.set_processor(_CrossAttention(layer, self))
+            block.attn1.set_processor(_SelfAttention())
+            block.attn2.set_processor(_CrossAttention())
+            block.register_forward_pre_hook(partial(self._enter, layer))
+            block.register_forward_hook(partial(self._leave, layer))
         network.rope.register_forward_hook(self._place)
 
     @contextmanager
@@ -156,10 +227,25 @@ class CausalAttention:
         finally:
             self._view = before
 
-    @property
-    def view(self) -> View | None:
-        """What calls see now; None outside a rollout, where a call sees a whole clip block by block."""
-        return self._view
+    def _enter(self, layer: int, block: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Hook of a block: what this layer may see, and in place of the prompt its keys and values, which are computed
+        once where no gradient is asked for."""
+        hidden, prompt, levels, view = inputs
+        own = LayerView(view.rotary, view.parts, written=view.written)
+        if view.cache is not None:
+            own.keys, own.values = view.cache.layer(layer)
+            own.shared = torch.is_grad_enabled() and not self._network.gradient_checkpointing
+        if view.text is not None and not torch.is_grad_enabled():
+            if layer not in view.text:
+                view.text[layer] = _keys_and_values(block.attn2, prompt)
+            prompt = view.text[layer]
+        return hidden, prompt, levels, own
+
+    def _leave(self, layer: int, block: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Hook of a block: the keys and values that it made are written down where that was asked for."""
+        own = inputs[3]
+        if own.written is not None:
+            own.written[layer] = own.made
 
     def _place(self, rope: Any, inputs: tuple[Tensor, ...], rotary: tuple[Tensor, Tensor]) -> View:
         """Hook of the rotary embedding: what this call may see, with its frames at their absolute place."""
@@ -207,16 +293,13 @@ class _SelfAttention:
     _attention_backend: Any = None
     _parallel_config: Any = None
 
-    def __init__(self, layer: int) -> None:
-        self.layer = layer
-
     def __call__(
         self,
         attn: Any,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        rotary_emb: View | None = None,
+        rotary_emb: LayerView | None = None,
     ) -> Tensor:
         view = rotary_emb
         assert view is not None
@@ -229,45 +312,68 @@ class _SelfAttention:
             )
         )
         query, key = _rotated(query, view.rotary), _rotated(key, view.rotary)
-        if view.written is not None:
-            view.written[self.layer] = (key.detach(), value.detach())
-        if view.cache is not None and view.cache.layers:
-            past_key, past_value = view.cache.layers[self.layer]
-            key, value = torch.cat([past_key.to(key), key], 1), torch.cat([past_value.to(value), value], 1)
-        seen = [
-            dispatch_attention_fn(
-                query[:, own], key[:, keys], value[:, keys], dropout_p=0.0, backend=self._attention_backend
-            )
-            for own, keys in view.parts
-        ]
+        view.made = (key.detach(), value.detach())
+        keeping = nullcontext()
+        if view.keys:
+            parts = [*(past.to(key) for past in view.keys), key], [*(past.to(value) for past in view.values), value]
+            key, value = torch.cat(parts[0], 1), torch.cat(parts[1], 1)
+            keeping = _kept_in_parts((key, parts[0]), (value, parts[1])) if view.shared else keeping
+        with keeping:
+            seen = [
+                dispatch_attention_fn(
+                    query[:, own], key[:, keys], value[:, keys], dropout_p=0.0, backend=self._attention_backend
+                )
+                for own, keys in view.parts
+            ]
         mixed = torch.cat(seen, 1).flatten(2, 3).type_as(hidden_states)
         return attn.to_out[1](attn.to_out[0](mixed))
 
 
 class _CrossAttention(WanAttnProcessor):
-    """Attention to the prompt; its keys and values are computed once where no gradient is asked for."""
-
-    def __init__(self, layer: int, owner: CausalAttention) -> None:
-        super().__init__()
-        self.layer, self.owner = layer, owner
+    """Attention to the prompt, or to keys and values of it that were computed before."""
 
     def __call__(
         self,
         attn: Any,
         hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
+        encoder_hidden_states: Tensor | Pair | None = None,
         attention_mask: Tensor | None = None,
         rotary_emb: Any = None,
     ) -> Tensor:
-        text = self.owner.view.text if self.owner.view is not None else None
-        if text is None or torch.is_grad_enabled():
+        if not isinstance(encoder_hidden_states, tuple):
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
-        if self.layer not in text:
-            key, value = attn.norm_k(attn.to_k(encoder_hidden_states)), attn.to_v(encoder_hidden_states)
-            text[self.layer] = (key.unflatten(2, (attn.heads, -1)), value.unflatten(2, (attn.heads, -1)))
         query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
-        mixed = dispatch_attention_fn(query, *text[self.layer], dropout_p=0.0, backend=self._attention_backend)
+        mixed = dispatch_attention_fn(query, *encoder_hidden_states, dropout_p=0.0, backend=self._attention_backend)
         return attn.to_out[1](attn.to_out[0](mixed.flatten(2, 3).type_as(hidden_states)))
+
+
+def _keys_and_values(attn: Any, prompt: Tensor) -> Pair:
+    """Of the prompt (B, L, D), for the cross-attention `attn`."""
+    key, value = attn.norm_k(attn.to_k(prompt)), attn.to_v(prompt)
+    return key.unflatten(2, (attn.heads, -1)), value.unflatten(2, (attn.heads, -1))
+
+
+@contextmanager
+def _kept_in_parts(*joined: tuple[Tensor, list[Tensor]]) -> Iterator[None]:
+    """What is saved for the backward pass of a tensor that was joined from parts, along its tokens, are the parts.
+
+    The backward pass joins them again. So a rollout keeps every block of the past once, not once for each block that
+    saw it. Under gradient checkpointing this is left to the recomputation, which has hooks of its own.
+    """
+    found = {whole.untyped_storage().data_ptr(): [part.detach() for part in parts] for whole, parts in joined}
+
+    def pack(saved: Tensor) -> Any:
+        parts = found.get(saved.untyped_storage().data_ptr())
+        return saved if parts is None else (parts, saved.size(), saved.stride(), saved.storage_offset())
+
+    def unpack(kept: Any) -> Tensor:
+        if isinstance(kept, Tensor):
+            return kept
+        parts, size, stride, offset = kept
+        return torch.cat(parts, 1).as_strided(size, stride, offset)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield
 
 
 def _rotated(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
@@ -275,13 +381,6 @@ def _rotated(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     cos, sin = rotary[0][..., 0::2], rotary[1][..., 1::2]
     even, odd = x[..., 0::2], x[..., 1::2]
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2).type_as(x)
-
-
-def _frames(values: Tensor, keep: list[int], frames: int) -> Tensor:
-    """Some frames of (B, frames * tokens, ...)."""
-    if len(keep) == frames:
-        return values
-    return values.unflatten(1, (frames, -1))[:, keep].flatten(1, 2)
 
 
 def _tokens(frames: list[int], tokens: int, device: torch.device) -> Tensor:

@@ -206,7 +206,8 @@ def next_block(
         found = _denoise(model, conditions, noise, config, None, None)
     if last:
         return Block(found.latents, cache, found.nfe)
-    return Block(found.latents, remembered(model, conditions, found.latents, cache, text), found.nfe + len(noise))
+    cache = remembered(model, conditions, found.latents, cache, text).joined()
+    return Block(found.latents, cache, found.nfe + len(noise))
 
 
 @torch.no_grad()

@@ -164,7 +164,7 @@ class Stream(Iterator[Chunk]):
         cache = KVCache()
         for first, latents in self._past.items():
             cache = remembered(self._model, self._conditions, latents, replace(cache, end=first), self._text)
-        return cache
+        return cache.joined()
 
 
 class _Noise:

@@ -25,6 +25,7 @@ from reelign.errors import ReelignError
 from reelign.flow.path import to_x0
 from reelign.flow.step import ode_step
 from reelign.models.base import Conditions, VideoModel
+from reelign.models.causal import CausalConfig
 from reelign.sampling.noise import generator, initial_noise
 from reelign.sampling.sample import SampleConfig, guided_velocity, renoised
 from reelign.stages.asked import drawn
@@ -61,7 +62,8 @@ class Trajectories:
                     self._write(position, row)
                 cost.nfe, cost.clips = cost.nfe + nfe, cost.clips + len(positions)
                 context.progress("distill: trajectories", first + len(positions), len(missing), "")
-        context.world.barrier()
+            own_cost = torch.tensor([cost.nfe, cost.clips], dtype=torch.float64, device=context.world.device)
+            cost.nfe, cost.clips = map(int, context.world.sum(own_cost))  # of all ranks; waits for the slowest
 
     @torch.no_grad()
     def states(self, conditions: Conditions, noise: Tensor) -> tuple[Tensor, int]:
@@ -110,6 +112,13 @@ class Trajectories:
         partial.replace(self.place(position))
 
 
+def evaluations(config: InitialiseConfig, causal: CausalConfig, frames: int) -> float:
+    """Network evaluations that an update takes for a clip of so many latent frames, in whole clips: every block is
+    predicted, with causal consistency at two levels, and all but the last are remembered each time."""
+    blocks = len(causal.blocks(frames))
+    return (2 if config.teacher == "consistency" else 1) * (1 + (blocks - 1) / blocks)
+
+
 class Initialisation(StudentTraining):
     """The regression on trajectories."""
 
@@ -142,19 +151,21 @@ class Initialisation(StudentTraining):
         grad_norm = self.trainee.optimizer.step()
         self.trainee.ema.update()
         numbers = {"loss": float(self.context.world.mean(total)), "grad_norm": grad_norm, "lr": lr}
-        return {**numbers, "nfe": float(self.config.batch_size)}
+        assert self.student.causal is not None
+        size = self.context.battery
+        frames = self.student.latent_shape(size.frames, size.height, size.width)[1]
+        return {**numbers, "nfe": self.config.batch_size * evaluations(self.config, self.student.causal.config, frames)}
 
     def loss(self, states: Tensor, index: Tensor, conditions: Conditions) -> Tensor:
         """The regression at levels `index` (B, F) of the grid; states are (B, steps + 1, C, F, h, w)."""
-        predicted = self.predicted(states, index, conditions)
         target = states[:, -1]
-        if self.config.teacher == "consistency":
+        if self.config.teacher == "consistency":  # first: the weights are exchanged in place, which no graph survives
             later = (index + 1).clamp(max=self.sampler.steps - 1)
             with torch.no_grad(), self.trainee.ema.swapped():
                 further = self.predicted(states, later, conditions)
             ends = (index + 1 == self.sampler.steps)[:, None, :, None, None]
             target = torch.where(ends, target, further)
-        return (predicted - target).square().mean()
+        return (self.predicted(states, index, conditions) - target).square().mean()
 
     def predicted(self, states: Tensor, index: Tensor, conditions: Conditions) -> Tensor:
         """The clip that the student predicts, block by block: each at its level `index` (B, F), with the end of the

@@ -26,6 +26,7 @@ from reelign.flow.path import interpolate, to_x0, velocity_target
 from reelign.models.adapter import merge_lora
 from reelign.models.base import CARD, Conditions, VideoModel
 from reelign.models.load import ENHANCER, enhancer_folder, load_model
+from reelign.models.text_encoders import difference
 from reelign.sampling.noise import generator, initial_noise
 from reelign.sampling.sample import guided_velocity
 from reelign.stages.asked import build_prompts, drawn
@@ -97,7 +98,8 @@ def load_teacher(name: str, base: VideoModel, context: StageContext) -> VideoMod
     """Another model as the teacher.
 
     Raises:
-        ReelignError: its latents are not those of the student.
+        ReelignError: its latents are not those of the student, or it reads prompts otherwise: it is given the
+            conditions that the student's text encoder makes.
     """
     teacher = load_model(name, dtype=context.dtype, device=context.world.device)
     merge_lora(teacher)
@@ -107,6 +109,12 @@ def load_teacher(name: str, base: VideoModel, context: StageContext) -> VideoMod
         raise ReelignError(
             f"distill.teacher: the latents of {name} are {other} (channels, frames, height, width) for a clip whose "
             f"latents are {own} in {base.name}; teacher and student must share an autoencoder."
+        )
+    if differs := difference(base, teacher):
+        raise ReelignError(
+            f"distill.teacher: {name} {differs}; teacher and student must share a text encoder, because one encoding "
+            f"of a prompt speaks to both. Take a teacher with the text encoder of {base.name}, or leave "
+            "distill.teacher out."
         )
     for network in teacher.denoisers().values():
         context.world.shard(network)

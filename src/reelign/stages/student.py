@@ -205,7 +205,9 @@ class Watch:
         path, world = self.context.folder.parent / "validation-teacher.json", self.context.world
         # The ranks decide together: a slow one that looks after the file was written would skip what others wait for.
         if bool(world.sum(torch.tensor(float(not path.exists()), device=world.device)) > 0):
-            found = self._validation(self.teacher, self.context.sampler, "teacher")
+            with self.context.ledger.phase("distill/teacher/validate") as cost:
+                found = self._validation(self.teacher, self.context.sampler, "teacher")
+                cost.nfe, cost.clips = found.nfe, len(found.items)
             if world.is_main:
                 found.save(path)
             world.barrier()

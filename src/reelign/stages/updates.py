@@ -82,7 +82,7 @@ class Updates(ABC):
                     numbers = self.one_update()
                     self.update += 1
                     cost.clips += self.clips_an_update
-                    cost.nfe += int(numbers.get("nfe", 0))
+                    cost.nfe += numbers.get("nfe", 0.0)
                     self.write_down(numbers)
                     context.progress(self.doing, self.update, plan.updates, self.note(numbers))
                     if self.update % plan.save_every == 0 and self.update < until:

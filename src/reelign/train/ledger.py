@@ -17,9 +17,10 @@ import torch
 
 @dataclass
 class Cost:
-    """Counters that the code inside a phase adds to: network evaluations (one a clip), clips, text or video tokens."""
+    """Counters that the code inside a phase adds to: network evaluations (one a clip, and its share for a part of one;
+    whole ones are written), clips, text or video tokens."""
 
-    nfe: int = 0
+    nfe: float = 0
     clips: int = 0
     tokens: int = 0
 
@@ -44,7 +45,7 @@ class Ledger:
                 {
                     "phase": name,
                     "seconds": round(time.perf_counter() - started, 3),
-                    "nfe": cost.nfe,
+                    "nfe": round(cost.nfe),
                     "clips": cost.clips,
                     "tokens": cost.tokens,
                     "peak_memory_bytes": peak_memory(),
