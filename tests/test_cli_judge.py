@@ -158,7 +158,10 @@ def test_models_are_sampled_with_a_recipe_and_their_pairs_are_for_raters_to_see(
 def test_the_report_says_who_is_better_and_that_nobody_was_asked(simulated, tmp_path):
     told = said(reelign("judge", "report", simulated, "--out", tmp_path))
     assert "SIMULATED: 112 of 112 votes. They say nothing of people." in told
-    assert re.search(r"visual: \S+clean is better than \S+blurred: \+100 points \[.*\], 18 votes on 9 prompts\.", told)
+    better = r"visual: \S+clean is better than \S+blurred: \+(\d+) points \[.*\], 18 votes on 9 prompts\."
+    found = re.search(better, told)  # raters of some noise, two on each pair
+    assert found is not None
+    assert int(found[1]) >= 80
     assert all(name in told for name in ("another rater", "miniature, training judge", "miniature, evaluation judge"))
     assert f"wrote {tmp_path / 'report.html'} and report.json" in told
     assert json.loads((tmp_path / "report.json").read_text())["simulated_share"] == 1.0

@@ -64,7 +64,8 @@ def _findings(recipe: Recipe, world: World) -> Iterator[Finding]:
 
 def _with_model(recipe: Recipe, model: VideoModel, world: World) -> Iterator[Finding]:
     battery = recipe.battery
-    yield look("battery size", lambda: f"{latent(battery, model)}.")
+    size = look("battery size", lambda: f"{latent(battery, model)}.")
+    yield size
     if battery.prompts is not None:
         yield look("prompts", lambda path=battery.prompts: f"{len(read_prompts(path))} prompts in {path}.")
     yield look("sampler", lambda: _sampler(recipe, model))
@@ -74,8 +75,10 @@ def _with_model(recipe: Recipe, model: VideoModel, world: World) -> Iterator[Fin
         yield look("shards", lambda: _shards(model))
     if recipe.votes is not None:
         yield from examine_feedback(recipe, model, world)
-    if recipe.rlhf is not None:
+    if recipe.rlhf is not None and size.passed:
         yield from examine_rlhf(recipe, recipe.rlhf, model, world)
+    elif recipe.rlhf is not None:
+        yield Finding("rehearsal", True, "left out until the size of a clip passes.")
     if recipe.enhance is not None:
         yield from examine_enhance(recipe, recipe.enhance, model, world)
     if recipe.distill is not None:
