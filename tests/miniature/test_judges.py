@@ -82,3 +82,17 @@ def test_the_training_judge_pays_for_no_excess(change):
 
     changed = coverage("circle", np.full(FRAMES, radius), centres)
     assert looks(changed, shown, gain) < looks(clean, ground, 1.0) - 0.02
+
+
+@pytest.mark.parametrize("picture", ["blank", "speckle", "noise"])
+def test_a_ruined_clip_has_a_score_of_both_judges(picture):
+    """A policy that is ruined draws anything; a score that is no number would end the run that should say so."""
+    scene = scenes(held_out=False)[0]
+    frames = np.full((FRAMES, SIDE, SIDE, 3), 118, np.uint8)
+    if picture == "speckle":
+        frames[:, ::7, ::5] = 122
+        frames[3:9, 10:12, 10:12] = 0
+    elif picture == "noise":
+        frames = np.random.default_rng(0).integers(0, 256, frames.shape, dtype=np.uint8)
+    for judged in JUDGES.values():
+        assert all(0 <= score <= 1 for score in judged(frames, scene).scores.values())

@@ -45,6 +45,8 @@ DUE_WAY = 0.92
 """Share of its way, measured on the calmed track, that costs nothing: calming cuts corners."""
 FAINT = 0.08
 """Share of the contrast below which a pixel is ground."""
+LEAST_BODY = 1.0
+"""Difference in Lab that an object is taken to have from its ground, where it has less or none."""
 CLEAN_UNDECIDED = 1.2
 """Undecided pixels of a clean clip, over those that its outline is due."""
 HALF_UNDECIDED = 150.0
@@ -244,7 +246,7 @@ def _visual(seen: Outlines, colour: str, shape: str, background: str) -> dict[st
 def _undecided(seen: Outlines) -> float:
     """How many pixels of a frame are neither ground nor object: few around a sharp outline, many in a blurred, mottled
     or noisy picture. Each counts `|4 c (1 - c)|` where c is its distance from the ground over the body's."""
-    body = np.linalg.norm(_bodies(seen), axis=1)
+    body = np.maximum(np.linalg.norm(_bodies(seen), axis=1), LEAST_BODY)
     share = seen.distance / body[:, None, None]
     return float(np.mean(np.sum(np.where(share < FAINT, 0.0, np.abs(4 * share * (1 - share))), axis=(1, 2))))
 
@@ -253,7 +255,7 @@ def _strange(seen: Outlines) -> float:
     """How much of a frame is of neither colour nor a mixture of both: the sum over pixels of the distance in Lab from
     the line through ground and body, over the distance of these two."""
     bodies = _bodies(seen)
-    body = np.linalg.norm(bodies, axis=1)
+    body = np.maximum(np.linalg.norm(bodies, axis=1), LEAST_BODY)
     apart = seen.lab - seen.ground[:, None, None, :]
     along = np.einsum("thwc,tc->thw", apart, bodies / body[:, None])
     off = np.sqrt(np.maximum(np.sum(apart**2, axis=3) - along**2, 0.0))
