@@ -28,8 +28,7 @@ from reelign.stages.rlhf import Trainer, training_sampler
 from reelign.train.ledger import Ledger
 from reelign.train.loop import Interrupt
 from reelign.train.parallel import World
-from rl_efficiency import POLICY_GRADIENT
-from rl_runs import AXES, Outcome, gsb_text, run_stage, write
+from rl_runs import AXES, POLICY_GRADIENT, Outcome, gsb_text, run_stage, write
 
 ALGORITHM = "rlhf.algorithm."
 VARIANTS: dict[str, list[str]] = {

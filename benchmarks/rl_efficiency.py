@@ -17,7 +17,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from rl_runs import Outcome, forwards, interval, run_stage, write
+from rl_runs import POLICY_GRADIENT, Outcome, forwards, interval, run_stage, write
 
 BUDGETS = {
     "reelign": 60,
@@ -29,7 +29,6 @@ BUDGETS = {
     "reelign-nft": 40,
 }
 """Updates of each preset."""
-POLICY_GRADIENT = ["rlhf.optim.lr=1.2e-4", "rlhf.optim.eps=1e-8", "rlhf.optim.warmup_steps=5"]
 EVERY = 4
 """Updates between validations."""
 CHANGES = [

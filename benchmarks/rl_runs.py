@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 AXES = ("text", "visual", "motion", "overall")
+POLICY_GRADIENT = ["rlhf.optim.lr=1.2e-4", "rlhf.optim.eps=1e-8", "rlhf.optim.warmup_steps=5"]
+"""The optimiser of a policy gradient; that of the recipe is for `reelign-nft`."""
 BACKWARD = 2
 """A backward pass costs about two forward passes, so a trained evaluation counts three."""
 
