@@ -271,3 +271,11 @@ def test_the_command_fails_with_the_line_that_fails(tmp_path):
     assert done.returncode == 1
     assert "FAIL distill.causal: distill.causal.block: blocks of 3" in " ".join(done.stdout.split())
     assert "Traceback" not in done.stderr
+
+
+def test_a_size_that_does_not_fit_is_a_finding_also_where_no_part_asks_for_the_frames():
+    """A few-step student alone: nothing of its recipe is looked at per block, and its cost needs the size."""
+    alone = ("distill.causal=null", "distill.initialise=null", "distill.self_forcing=null")
+    said = failed(*alone, "battery.frames=16")
+    assert list(said) == ["battery size"]
+    assert "use 13 or 17" in said["battery size"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from reelign.doctor.finding import Finding, any_failed
 from reelign.doctor.memory import parameters, tokens
 from reelign.evaluate.battery import BatteryConfig
 from reelign.models.base import VideoModel
@@ -14,6 +15,7 @@ from reelign.recipe import Recipe
 from reelign.sampling.sample import SampleConfig
 from reelign.stages.enhance_recipe import RewardTraining
 from reelign.stages.rlhf import RlhfConfig, training_sampler
+from reelign.train.parallel import World
 
 CPU_RATE, CPU_PATIENCE = 5e10, 120.0
 """Operations a second that two cores reach, and the seconds beyond which a CPU is spared a rehearsal."""
@@ -108,3 +110,16 @@ def _sampled(steps: Tensor, branches: int, sampler: SampleConfig, guided_steps: 
     if not guided_steps:
         guided = guided & ~steps.all(0)
     return int((rows * (1 + guided.long())).sum())
+
+
+def not_rehearsed(memory: Finding, seconds: float, world: World) -> str:
+    """Why a stage is not rehearsed, as a clause; empty where it is. All ranks decide alike.
+
+    Args:
+        memory: what was found of the stage's memory.
+        seconds: that its rehearsal takes on a CPU; 0 on a GPU.
+        world: the ranks.
+    """
+    if not any_failed([memory], world) and seconds <= CPU_PATIENCE:
+        return ""
+    return f"a CPU would need about {seconds / 3600:.1f} hours for it" if memory.passed else "it would not fit"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from reelign.doctor.cost import CPU_PATIENCE, CPU_RATE, operations, rounded
+from reelign.doctor.cost import CPU_RATE, not_rehearsed, operations, rounded
 from reelign.doctor.distill_cost import Spent, count, matched, way
 from reelign.doctor.distill_memory import distill_disk, distill_memory, past_bytes, rows_of, trajectory_bytes
 from reelign.doctor.distill_rehearsal import rehearsed, shortened
@@ -50,8 +50,7 @@ def examine_distill(recipe: Recipe, config: DistillConfig, model: VideoModel, wo
     yield look("distill.disk", lambda: distill_disk(recipe, config, model))
     cost = count(recipe, config, model)
     needed = _seconds_on_a_cpu(recipe, config, model) if world.device.type == "cpu" else 0.0
-    if any_failed([memory], world) or needed > CPU_PATIENCE:
-        why = f"a CPU would need about {needed / 3600:.1f} hours for it" if memory.passed else "it would not fit"
+    if why := not_rehearsed(memory, needed, world):
         yield Finding("distill.rehearsal", True, f"left out: {why}. Losses, gradients and cache are not looked at.")
         yield Finding("distill.cost", True, _cost(recipe, config, cost))
         return

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from reelign.doctor.cost import CPU_PATIENCE, clips_at_most, rounded
+from reelign.doctor.cost import clips_at_most, not_rehearsed, rounded
 from reelign.doctor.finding import Finding, any_failed, look, obtain
 from reelign.doctor.language import enhance_disk, enhance_memory, trained_weights
 from reelign.doctor.learned import unnamed
@@ -61,8 +61,7 @@ def examine_enhance(recipe: Recipe, config: EnhanceConfig, model: VideoModel, wo
         return
     on_cpu = world.device.type == "cpu"
     needed = seconds_on_a_cpu(recipe, config, grpo, language[0], renderer) if on_cpu else 0.0
-    if any_failed([memory], world) or needed > CPU_PATIENCE:
-        why = f"a CPU would need about {needed / 3600:.1f} hours for it" if memory.passed else "it would not fit"
+    if why := not_rehearsed(memory, needed, world):
         yield Finding("enhance.rehearsal", True, f"left out: {why}. Rewrites and rewards are not looked at.")
         yield Finding("enhance.cost", True, _cost(recipe, grpo))
         return

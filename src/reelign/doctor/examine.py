@@ -73,12 +73,13 @@ def _with_model(recipe: Recipe, model: VideoModel, world: World) -> Iterator[Fin
         yield from examine_sft(recipe, recipe.sft, model)
     if any(stage is not None for stage in (recipe.sft, recipe.dpo, recipe.rlhf, recipe.distill)):
         yield look("shards", lambda: _shards(model))
+    if not size.passed:
+        yield Finding("rehearsal", True, "left out until the size of a clip passes.")
+        return
     if recipe.votes is not None:
         yield from examine_feedback(recipe, model, world)
-    if recipe.rlhf is not None and size.passed:
+    if recipe.rlhf is not None:
         yield from examine_rlhf(recipe, recipe.rlhf, model, world)
-    elif recipe.rlhf is not None:
-        yield Finding("rehearsal", True, "left out until the size of a clip passes.")
     if recipe.enhance is not None:
         yield from examine_enhance(recipe, recipe.enhance, model, world)
     if recipe.distill is not None:

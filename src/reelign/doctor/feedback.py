@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from reelign.data.clip import read_clip
-from reelign.doctor.cost import CPU_PATIENCE, CPU_RATE, operations, rounded
+from reelign.doctor.cost import CPU_RATE, not_rehearsed, operations, rounded
 from reelign.doctor.dpo import at_once, rehearsed, work
 from reelign.doctor.feedback_memory import dpo_memory, network_memory, votes_memory
 from reelign.doctor.finding import Finding, any_failed, look, obtain
@@ -240,8 +240,7 @@ def _dpo(recipe: Recipe, config: DpoConfig, model: VideoModel, expected: Expecte
         small = config.model_copy(update={"pairs_per_update": at_once(config)})
         updates = 2 if config.method == "lora" else 1
         needed = updates * work(small) * operations(recipe.battery, model) / CPU_RATE
-    if any_failed([memory], world) or needed > CPU_PATIENCE:
-        why = f"a CPU would need about {needed / 3600:.1f} hours for it" if memory.passed else "it would not fit"
+    if why := not_rehearsed(memory, needed, world):
         yield Finding("dpo.rehearsal", True, f"left out: {why}. Loss and gradients are not looked at.")
         yield Finding("dpo.cost", True, _dpo_cost(recipe, config, expected))
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from reelign.doctor.cost import CPU_PATIENCE, CPU_RATE, Evaluations, count, operations, rounded
+from reelign.doctor.cost import CPU_RATE, Evaluations, count, not_rehearsed, operations, rounded
 from reelign.doctor.feedback import expected_axes
 from reelign.doctor.finding import Finding, any_failed, look
 from reelign.doctor.learned import examine_learned
@@ -38,8 +38,7 @@ def examine_rlhf(recipe: Recipe, config: RlhfConfig, model: VideoModel, world: W
     yield memory
     cost = count(recipe, config, planned_ranks())
     needed = _seconds_on_a_cpu(recipe, config, model) if world.device.type == "cpu" else 0.0
-    if any_failed([memory], world) or needed > CPU_PATIENCE:
-        why = f"a CPU would need about {needed / 3600:.1f} hours for it" if memory.passed else "it would not fit"
+    if why := not_rehearsed(memory, needed, world):
         yield Finding("rehearsal", True, f"left out: {why}. Rewards, ratio and gradients are not looked at.")
         yield Finding("cost", True, _cost(recipe, cost))
         return
