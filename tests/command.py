@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from forks import environment, run
+from forks import environment, run, run_ranks
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "recipes" / "demo.yaml"
@@ -37,8 +37,13 @@ def reelign(*arguments: str | Path, **extra: str) -> subprocess.CompletedProcess
     return run(arguments, **extra)
 
 
+def on_ranks(ranks: int, *arguments: str | Path, **extra: str) -> subprocess.CompletedProcess[str]:
+    """Run `reelign ARGUMENTS` on several ranks of this machine, in forks that have imported everything."""
+    return run_ranks(ranks, arguments, **{"CUDA_VISIBLE_DEVICES": ""} | extra)
+
+
 def torchrun(ranks: int, *arguments: str | Path, **extra: str) -> subprocess.CompletedProcess[str]:
-    """Run `reelign ARGUMENTS` on several ranks of this machine."""
+    """The same as a user starts it: torchrun, and processes that import all."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     return subprocess.run(
         [*launch, "-m", "reelign.cli", *map(str, arguments)],

@@ -1,7 +1,8 @@
 """`reelign ARGUMENTS` in a process of its own that starts at once: the fork of one that has imported everything.
 
-Signals, exit status and what is said are as on the command line; only the seconds of importing are saved. What the
-command line imports, and how it starts, is tested with real commands (`command.command`).
+Signals, exit status and what is said are as on the command line, and several ranks find each other as torchrun's do;
+only the seconds of importing are saved. What the command line imports, and how it starts, is tested with real commands
+(`command.command`, `command.torchrun`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -40,6 +42,37 @@ def run(arguments: Sequence[str | Path], **extra: str) -> subprocess.CompletedPr
         return subprocess.CompletedProcess([*map(str, arguments)], process.exitcode or 0, *said)
 
 
+def run_ranks(ranks: int, arguments: Sequence[str | Path], **extra: str) -> subprocess.CompletedProcess[str]:
+    """Run `reelign ARGUMENTS` on several ranks of this machine. When one fails the others are ended, as by torchrun."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    sizes = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+    with tempfile.TemporaryDirectory() as folder:
+        places = [(Path(folder) / f"out-{rank}", Path(folder) / f"err-{rank}") for rank in range(ranks)]
+        processes = [
+            _start(arguments, environment(**meeting, **sizes, RANK=str(rank), LOCAL_RANK=str(rank), **extra), out, err)
+            for rank, (out, err) in enumerate(places)
+        ]
+        until = time.monotonic() + 300
+        while any(process.is_alive() for process in processes) and time.monotonic() < until:
+            if any(process.exitcode for process in processes):
+                break
+            time.sleep(0.02)
+        late = time.monotonic() >= until
+        for process in processes:
+            if process.is_alive():
+                process.terminate()
+                process.join(30)
+                process.kill()
+            process.join()
+        if late:
+            raise subprocess.TimeoutExpired([*map(str, arguments)], 300)
+        said = ("".join(path.read_text() for path in kind if path.exists()) for kind in zip(*places, strict=True))
+        failed = int(any(process.exitcode for process in processes))
+        return subprocess.CompletedProcess([*map(str, arguments)], failed, *said)
+
+
 class Fork:
     """A running command; `said` is what it has printed so far."""
 
@@ -51,6 +84,15 @@ class Fork:
     @property
     def said(self) -> str:
         return " ".join(self._log.read_text().split()) if self._log.exists() else ""
+
+    @property
+    def ended(self) -> bool:
+        return not self._process.is_alive()
+
+    def kill(self) -> None:
+        """End it at once, if it has not ended."""
+        self._process.kill()
+        self._process.join()
 
     def end(self, wanted: int) -> str:
         """Wait for the end, which must have this exit status; what was said."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from command import DEMO, reelign, torchrun
+from command import DEMO, on_ranks, reelign
 from diagnosis import complaints, diagnosis
 from reelign.doctor import Finding
 from reelign.doctor.distill_cost import count, matched
@@ -257,7 +257,7 @@ def test_what_does_not_fit_is_not_rehearsed_but_counted():
 
 
 def test_the_command_prints_each_line_once_on_two_ranks(tmp_path):
-    done = torchrun(2, "doctor", DEMO, *overrides("name=two", f"runs={tmp_path / 'runs'}"))
+    done = on_ranks(2, "doctor", DEMO, *overrides("name=two", f"runs={tmp_path / 'runs'}"))
     assert done.returncode == 0, done.stderr + done.stdout
     said = " ".join(done.stdout.split())
     assert said.count("pass distill.cost:") == 1

@@ -11,7 +11,7 @@ import trl
 from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer
 
-from command import ROOT, reelign, torchrun
+from command import ROOT, on_ranks, reelign
 from diagnosis import complaints, diagnosis
 from reelign.data.pairs import PromptPair, write_pairs
 from reelign.doctor import Finding, examine
@@ -425,7 +425,7 @@ def test_hours_are_those_of_all_rewrites_and_their_clips_over_the_ranks():
 
 
 def test_the_command_prints_each_line_once_on_two_ranks(tmp_path):
-    done = torchrun(2, "doctor", RECIPE, *overrides(f"runs={tmp_path / 'runs'}"))
+    done = on_ranks(2, "doctor", RECIPE, *overrides(f"runs={tmp_path / 'runs'}"))
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stdout.split())
     assert said.count("pass enhance.cost:") == 1

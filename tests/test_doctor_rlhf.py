@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from command import DEMO, environment, reelign, torchrun
+from command import DEMO, environment, on_ranks, reelign
 from diagnosis import complaints, diagnosis
 from reelign.data.clip import Clip
 from reelign.doctor import Finding, examine
@@ -324,7 +324,7 @@ def test_alternatives_follow_from_what_the_algorithm_leaves_alike():
 
 
 def test_the_command_prints_each_line_once_on_two_ranks(tmp_path):
-    done = torchrun(2, "doctor", DEMO, *overrides("name=two", f"runs={tmp_path / 'runs'}"))
+    done = on_ranks(2, "doctor", DEMO, *overrides("name=two", f"runs={tmp_path / 'runs'}"))
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stdout.split())
     assert said.count("pass cost:") == 1

@@ -12,7 +12,7 @@ import yaml
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM, UMT5Config, UMT5EncoderModel
 
-from command import ROOT, reelign, torchrun
+from command import ROOT, on_ranks, reelign
 from footage import pan, write
 from reelign.data.clip import write_clip
 from reelign.data.curate import CurateConfig, curate
@@ -154,7 +154,7 @@ def test_bfloat16_trains_on_two_ranks_as_on_one(place, name):
         ]
         settings = [*(o for o in overrides(place) if not o.startswith("dtype")), *small]
         arguments = ["run", ROOT / "recipes" / f"{name}.yaml", *settings]
-        done = torchrun(2, *arguments) if ranks == 2 else reelign(*arguments, CUDA_VISIBLE_DEVICES="")
+        done = on_ranks(2, *arguments) if ranks == 2 else reelign(*arguments, CUDA_VISIBLE_DEVICES="")
         assert done.returncode == 0, done.stderr
         lines = (place / "runs" / f"{name}-bf16-{ranks}" / "sft" / "metrics.jsonl").read_text().splitlines()
         losses.append([row["loss"] for row in map(json.loads, lines) if "loss" in row])
@@ -185,7 +185,7 @@ def rl_run(root: Path, name: str, ranks: int) -> Path:
     """The folder of a small run of an RL recipe."""
     settings = [f"name={name}-{ranks}", *tiny_model(root), *SMALL_RL]
     arguments = ["run", ROOT / "recipes" / f"{name}.yaml", *settings]
-    done = torchrun(ranks, *arguments) if ranks > 1 else reelign(*arguments, CUDA_VISIBLE_DEVICES="")
+    done = on_ranks(ranks, *arguments) if ranks > 1 else reelign(*arguments, CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 0, done.stderr
     return root / "runs" / f"{name}-{ranks}"
 

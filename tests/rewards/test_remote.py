@@ -2,11 +2,8 @@
 
 import http.client
 import json
-import os
 import random
-import signal
 import socket
-import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,7 +15,8 @@ import torch
 import yaml
 
 from checkpoints import newest_weights
-from command import DEMO, TINY, command, environment, reelign
+from command import DEMO, TINY, reelign
+from forks import Fork
 from reelign.data.clip import Clip
 from reelign.data.endpoint import EndpointError, exchange
 from reelign.errors import ReelignError
@@ -82,13 +80,7 @@ def recipe(folder: Path, *rewards: dict) -> Path:
 @contextmanager
 def served(path: Path, port: int, *more: str, **extra: str):
     """`reelign reward serve` from its first answer on; killed at the end."""
-    process = subprocess.Popen(
-        command("reward", "serve", path, "--port", str(port), *more),
-        env=environment(CUDA_VISIBLE_DEVICES="", **extra),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    service = Fork(path.parent, "reward", "serve", path, "--port", str(port), *more, **extra)
     try:
         until = time.monotonic() + 300
         while True:
@@ -96,13 +88,12 @@ def served(path: Path, port: int, *more: str, **extra: str):
                 exchange(f"http://127.0.0.1:{port}/health", seconds=5)
                 break
             except EndpointError:
-                assert process.poll() is None, process.stderr and process.stderr.read()
+                assert not service.ended, service.said
                 assert time.monotonic() < until
                 time.sleep(0.05)
-        yield process
+        yield service
     finally:
-        process.kill()
-        process.communicate()
+        service.kill()
 
 
 @pytest.fixture(scope="module")
@@ -253,14 +244,13 @@ def test_a_killed_service_comes_back_and_nothing_is_lost(tmp_path):
     wanted = MiniatureReward()(clips)
     parts = [clips[start : start + 6] for start in range(0, 24, 6)]
     found: list[dict[str, np.ndarray]] = []
-    with served(path, port) as process:
+    with served(path, port) as service:
         entry = RemoteEntry.model_validate(
             {"kind": "remote", "url": f"http://127.0.0.1:{port}", "weights": {"text": 1}, "batch": 4}
         )
         rewards = build_rewards([entry])
         found += [rewards(part) for part in parts[:2]]
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        service.kill()
         with ThreadPoolExecutor(1) as pool:
             rest = pool.submit(lambda: [rewards(part) for part in parts[2:]])
             with served(path, port):
@@ -271,12 +261,11 @@ def test_a_killed_service_comes_back_and_nothing_is_lost(tmp_path):
 
 def test_a_service_that_stays_away_or_comes_back_as_another_stops_the_run(tmp_path):
     path, port = recipe(tmp_path, {"kind": "miniature"}, {"kind": "pixels", "weights": {"sharpness": 1}}), free_port()
-    with served(path, port) as process:
+    with served(path, port) as service:
         remote = Remote(f"http://127.0.0.1:{port}", patience=0)
         waited: list[float] = []
         rewards = RewardSet([Weighted(remote, {"text": 1.0})], wait=waited.append)
-        process.kill()
-        process.wait()
+        service.kill()
         with pytest.raises(RewardError, match="Connection refused"):
             rewards(world(2))
         assert len(waited) == 3
@@ -367,24 +356,16 @@ def test_a_run_whose_service_is_killed_at_work_ends_in_the_bits_of_a_local_rewar
         stage = json.dumps(TRAINED | {"rewards": [reward]})
         return ["rlhf", DEMO, *TINY, "sft=null", f"rlhf={stage}", f"runs={tmp_path / folder}", "name=r"]
 
-    with served(path, port, **extra) as process:
-        run = subprocess.Popen(
-            command(*arguments("remote", remote)),
-            env=environment(CUDA_VISIBLE_DEVICES=""),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    with served(path, port, **extra) as service:
+        run = Fork(tmp_path / "said", *arguments("remote", remote))
         until = time.monotonic() + 300
         while not (tmp_path / "stuck").exists():
-            assert run.poll() is None, run.communicate()[1]
+            assert not run.ended, run.said
             assert time.monotonic() < until
             time.sleep(0.02)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        service.kill()
     with served(path, port, **extra):
-        _, said = run.communicate(timeout=400)
-    assert run.returncode == 0, said
+        run.end(0)
     assert len(set((tmp_path / "processes").read_text().split())) == 2
     local = reelign(*arguments("local", {"kind": "miniature"}), CUDA_VISIBLE_DEVICES="")
     assert local.returncode == 0, local.stderr

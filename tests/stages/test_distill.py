@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from checkpoints import newest_weights
-from command import DEMO, TINY, reelign, torchrun
+from command import DEMO, TINY, on_ranks, reelign
 from forks import Fork
 from reelign.errors import ReelignError
 from reelign.evaluate.battery import BatteryConfig
@@ -140,7 +140,7 @@ def test_n_two_ranks_learn_what_one_rank_learns(one_rank, tmp_path, method):
         alone = tmp_path / "alone"
         done = reelign(*arguments(alone, *more), CUDA_VISIBLE_DEVICES="")
         assert done.returncode == 0, done.stderr
-    done = torchrun(2, *arguments(tmp_path / "two", *(more if method == "lora" else ())), CUDA_VISIBLE_DEVICES="")
+    done = on_ranks(2, *arguments(tmp_path / "two", *(more if method == "lora" else ())), CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 0, done.stderr
     for part in PARTS:
         wanted, found = rows(alone, part), rows(tmp_path / "two", part)

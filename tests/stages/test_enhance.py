@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from command import DEMO, reelign, torchrun
+from command import DEMO, on_ranks, reelign
 from forks import Fork
 from reelign.data.pairs import PromptPair, write_pairs
 from reelign.enhancer.enhancer import load_enhancer, read_manner
@@ -257,7 +257,7 @@ def test_two_ranks_learn_together(one_rank, tmp_path):
     }
     changes = (f"enhance.grpo.rewards=[{json.dumps(own)}]", "enhance.grpo.prompts_per_step=1", "enhance.grpo.raw=2")
     extra = {"PYTHONPATH": str(tmp_path), "NOTES": str(tmp_path)}
-    done = torchrun(2, *arguments(tmp_path, *changes), **extra)
+    done = on_ranks(2, *arguments(tmp_path, *changes), **extra)
     assert done.returncode == 0, done.stderr
     stage = tmp_path / "r" / "enhance"
     expected, found = weights(one_rank, "supervised"), weights(stage, "supervised")

@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +9,8 @@ import pytest
 import torch
 
 from checkpoints import newest_weights
-from command import DEMO, TINY, command, environment, reelign, torchrun
+from command import DEMO, TINY, on_ranks, reelign
+from forks import Fork
 from reelign.evaluate.battery import BatteryConfig
 from reelign.flow.grid import sigma_grid
 from reelign.models.load import load_model
@@ -83,19 +82,9 @@ def test_the_stage_trains_logs_and_signs(one_rank):
 
 @pytest.mark.parametrize("update", [1, 4])
 def test_o_a_killed_run_ends_in_the_same_bits(one_rank, tmp_path, update):
-    process = subprocess.Popen(
-        command(*arguments(tmp_path)),
-        env=environment(CUDA_VISIBLE_DEVICES=""),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    log, until = tmp_path / "r" / "rlhf" / "metrics.jsonl", time.monotonic() + 120
-    while not (log.exists() and f'{{"step": {update}, "loss"' in log.read_text()):
-        assert process.poll() is None
-        assert time.monotonic() < until
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    log, run = tmp_path / "r" / "rlhf" / "metrics.jsonl", Fork(tmp_path, *arguments(tmp_path))
+    run.signal_when(lambda: log.exists() and f'{{"step": {update}, "loss"' in log.read_text(), signal.SIGKILL)
+    run.end(-signal.SIGKILL)
     again = reelign(*arguments(tmp_path), CUDA_VISIBLE_DEVICES="")
     assert again.returncode == 0, again.stderr
     wanted, found = weights(one_rank), weights(tmp_path)
@@ -118,7 +107,7 @@ def test_n_two_ranks_learn_what_one_rank_learns(tmp_path, more):
     extra = {"PYTHONPATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
     done = reelign(*arguments(tmp_path / "alone", f"rlhf.rewards=[{own}]", *more), **extra)
     assert done.returncode == 0, done.stderr
-    done = torchrun(2, *arguments(tmp_path / "together", f"rlhf.rewards=[{own}]", *more), **extra)
+    done = on_ranks(2, *arguments(tmp_path / "together", f"rlhf.rewards=[{own}]", *more), **extra)
     assert done.returncode == 0, done.stderr
     wanted, found = updates(tmp_path / "alone"), updates(tmp_path / "together")
     assert wanted.keys() == found.keys()

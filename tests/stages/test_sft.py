@@ -3,8 +3,7 @@
 import json
 import shutil
 import signal
-import subprocess
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,8 @@ import torch
 from diffusers import WanPipeline
 from safetensors.torch import load_file
 
-from command import DEMO, TINY, command, environment, reelign, torchrun
+from command import DEMO, TINY, on_ranks, reelign, torchrun
+from forks import Fork
 from reelign.models.load import load_model
 
 
@@ -38,15 +38,10 @@ def one_rank(tmp_path_factory):
     return folder
 
 
-def wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
-    until = time.monotonic() + 120
-    while time.monotonic() < until:
-        assert process.poll() is None, "the run ended before it could be stopped"
-        path = folder / "r" / "sft" / "metrics.jsonl"
-        if path.exists() and f'"step": {step},' in path.read_text():
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"step {step} was never reached")
+def at_step(folder: Path, step: int) -> Callable[[], bool]:
+    """Whether the log holds this step yet."""
+    path = folder / "r" / "sft" / "metrics.jsonl"
+    return lambda: path.exists() and f'"step": {step},' in path.read_text()
 
 
 def test_training_changes_the_weights_and_lowers_no_guard(one_rank):
@@ -62,15 +57,9 @@ def test_training_changes_the_weights_and_lowers_no_guard(one_rank):
 
 @pytest.mark.parametrize("step", [3, 7, 11])
 def test_o_a_killed_run_ends_in_the_same_bits(one_rank, tmp_path, step):
-    process = subprocess.Popen(
-        command(*arguments(tmp_path)),
-        env=environment(CUDA_VISIBLE_DEVICES=""),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    wait_for_step(tmp_path, step, process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    run = Fork(tmp_path, *arguments(tmp_path))
+    run.signal_when(at_step(tmp_path, step), signal.SIGKILL)
+    run.end(-signal.SIGKILL)
     assert not (tmp_path / "r" / "sft" / "stage.json").exists()
     again = reelign(*arguments(tmp_path), CUDA_VISIBLE_DEVICES="")
     assert again.returncode == 0, again.stderr
@@ -81,17 +70,9 @@ def test_o_a_killed_run_ends_in_the_same_bits(one_rank, tmp_path, step):
 
 
 def test_ctrl_c_saves_says_so_and_the_same_command_goes_on(one_rank, tmp_path):
-    process = subprocess.Popen(
-        command(*arguments(tmp_path)),
-        env=environment(CUDA_VISIBLE_DEVICES=""),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    wait_for_step(tmp_path, 5, process)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 1
+    run = Fork(tmp_path, *arguments(tmp_path))
+    run.signal_when(at_step(tmp_path, 5), signal.SIGINT)
+    said = run.end(1)
     assert "the same command goes on" in said
     assert "Traceback" not in said
     assert reelign(*arguments(tmp_path), CUDA_VISIBLE_DEVICES="").returncode == 0
@@ -110,7 +91,7 @@ def test_two_ranks_train_what_one_rank_trains(one_rank, tmp_path):
 
 def test_a_checkpoint_of_two_ranks_goes_on_on_one(one_rank, tmp_path):
     """Two ranks run to the end; without their last checkpoint one rank goes on from the one before."""
-    assert torchrun(2, *arguments(tmp_path)).returncode == 0
+    assert on_ranks(2, *arguments(tmp_path)).returncode == 0
     run = tmp_path / "r" / "sft"
     checkpoints = sorted((run / "checkpoints").glob("step-*"))
     shutil.rmtree(checkpoints[-1])
