@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 settings.register_profile("reelign", derandomize=True, deadline=None)
 settings.load_profile("reelign")
 LEFT_OUT = pytest.StashKey[int]()
+LONGEST = ("test_distill.py", "test_rlhf.py", "test_wan_recipes.py", "test_sft.py", "test_benchmarks.py", "test_dpo.py")
+"""Files that take minutes. They begin first: one that begins last keeps all processes but its own waiting."""
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +32,7 @@ def chromium() -> "Iterator[Browser]":
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
     browser = [item for item in items if item.get_closest_marker("browser")]
     if not browser or shutil.which("chromium"):
         return

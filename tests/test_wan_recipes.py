@@ -381,8 +381,8 @@ def test_the_distill_recipe_fits_its_gpus_and_its_header_counts_what_it_costs(pl
     assert f"{judged:,} on each" in header
     assert f"worth {work:,.0f} evaluations of 283 TFLOP, {work * 283 / 300 / 3600:.0f} hours" in header
     needed = distill_memory(recipe, distill, model, 0.0)
-    assert f"{float(needed.split()[1]):.0f} GiB a rank in self_forcing" in header
-    assert "a rank in self_forcing" in needed
+    assert f"{float(needed.split()[1]):.0f} GiB a rank in few_step" in header
+    assert "a rank in few_step" in needed
     assert distill.sampler.grid[:-1].tolist() == pytest.approx([1.0, 0.9376, 0.8336, 0.6259], abs=1e-4)
     assert distill.prompts[0].path != recipe.battery.prompts
 

@@ -119,3 +119,12 @@ def test_planted_defects_are_of_the_kinds_that_were_asked_for_and_as_many():
     assert 0.4 < np.mean(unsteady) < 0.8
     assert all(judge(pair.frames, pair.scene).text == 1 for pair in found)
     assert not any(pair.frames[:, 0, 0].std(0).any() for pair in pairs(20, CLEAN, seed=3))
+
+
+def test_planted_defects_are_as_strong_as_was_asked_for():
+    spread = {
+        strength: np.mean([pair.frames[:, 0, 0].std(0).max() for pair in pairs(30, quality, seed=3)])
+        for strength in ((0.1, 0.2), (0.9, 1.0))
+        for quality in [PairQuality(defects=1.0, kinds=("flicker",), strength=strength)]
+    }
+    assert spread[0.9, 1.0] > 4 * spread[0.1, 0.2] > 0

@@ -17,8 +17,9 @@ class PairQuality:
     """How careless a collection of pairs is; the defaults are a clean set.
 
     Attributes:
-        defects: share of clips with a planted defect of strength 0.4 to 1.2.
+        defects: share of clips with a planted defect.
         kinds: the defects that occur, each as often as the others.
+        strength: least and most of a defect; 1 is plainly visible.
         confused: probability that a caption calls a look (colour, size, background) by a neighbour's name.
         missing: probability that a word of the caption is missing.
         user_words: share of captions in the users' words instead of a full caption.
@@ -26,6 +27,7 @@ class PairQuality:
 
     defects: float = 0.0
     kinds: tuple[Defect, ...] = DEFECTS
+    strength: tuple[float, float] = (0.4, 1.2)
     confused: float = 0.0
     missing: float = 0.0
     user_words: float = 0.0
@@ -52,7 +54,7 @@ def pairs(count: int, quality: PairQuality, seed: int) -> Iterator[Pair]:
         scene = pool[int(generator.integers(len(pool)))]
         if generator.random() < quality.defects:
             defect = quality.kinds[int(generator.integers(len(quality.kinds)))]
-            frames = defective(scene, generator, defect, generator.uniform(0.4, 1.2))
+            frames = defective(scene, generator, defect, generator.uniform(*quality.strength))
         else:
             frames = render(scene, generator)
         if generator.random() < quality.user_words:

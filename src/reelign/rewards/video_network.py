@@ -1,6 +1,6 @@
 """The miniature's small video network as a judge: its eye, and a linear head that votes teach what people like.
 
-    score of an axis = w' (what the eye says of the clip and its words)
+    score of an axis = w' (what the eye says of the clip and its words, what its pixels say of steadiness and sharpness)
 
 The eye stays as it is. Two thousand votes are two thousand bits or so: trained on them, an eye of a million weights
 learns the votes by heart and judges new clips no better (docs/results/reward.md).
@@ -22,12 +22,15 @@ from torch import Tensor, nn
 from reelign.data.clip import Clip
 from reelign.errors import ReelignError
 from reelign.miniature.eye import OPINIONS, load_eye, words_of
+from reelign.miniature.signals import NAMES, signals
 from reelign.miniature.world import FPS, FRAMES, SIDE
 from reelign.models.load import load_model
 from reelign.rewards.base import Needs
 from reelign.rewards.preference import PreferenceNetwork
 
 WEIGHTS = "network.safetensors"
+FEATURES = OPINIONS + len(NAMES)
+"""What the head reads."""
 
 
 class VideoNetworkConfig(BaseModel):
@@ -52,24 +55,26 @@ class VideoNetwork(PreferenceNetwork):
         super().__init__()
         self.axes, self.spread = tuple(axes), spread
         self._model, self._eye = load_model("miniature", device="cpu"), [load_eye()]
-        self.head = nn.Linear(OPINIONS, len(self.axes) * (2 if spread else 1), bias=spread)
+        self.head = nn.Linear(FEATURES, len(self.axes) * (2 if spread else 1), bias=spread)
         for value in self.head.parameters():
             nn.init.zeros_(value)
 
     @torch.no_grad()
     def read(self, clips: Sequence[Clip]) -> list[dict[str, Tensor]]:
-        """What the eye says of each clip and its prompt, float32 (OPINIONS,)."""
+        """What the eye and the pixels say of each clip and its prompt, float32 (FEATURES,)."""
         latents = self._model.encode_video(torch.from_numpy(np.stack([clip.frames for clip in clips])))
         words = words_of(self._model.encode_text([clip.prompt for clip in clips]))
-        return [{"said": said} for said in self._eye[0](latents, words)]
+        opinions = self._eye[0](latents, words)
+        measured = torch.from_numpy(np.stack([signals(clip.frames) for clip in clips]))
+        return [{"said": said} for said in torch.cat([opinions, measured], -1)]
 
     def features(self, seen: Sequence[dict[str, Tensor]]) -> Tensor:
-        """The same for every axis, (B, axes, OPINIONS)."""
+        """The same for every axis, (B, axes, FEATURES)."""
         said = torch.stack([clip["said"] for clip in seen]).to(self.head.weight.device)
         return said[:, None].expand(-1, len(self.axes), -1)
 
     def head_weights(self) -> Tensor:
-        """(axes, OPINIONS)."""
+        """(axes, FEATURES)."""
         return self.head.weight.unflatten(0, (len(self.axes), -1))[:, 0]
 
     def judge(self, features: Tensor) -> Tensor:

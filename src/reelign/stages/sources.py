@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 from torch import Tensor
 
 from reelign.data.buckets import Bucket, Window, plan_buckets
@@ -41,6 +41,9 @@ class MiniatureSource(BaseModel):
     seed: int = Field(default=11, ge=0, description="Which clips; not a seed of the battery.")
     defects: float = Field(default=0.0, ge=0, le=1, description="Share of clips with a planted defect.")
     kinds: list[Defect] = Field(default=list(DEFECTS), min_length=1, description="Which defects, each as often.")
+    strength: tuple[PositiveFloat, PositiveFloat] = Field(
+        default=(0.4, 1.2), description="Least and most of a defect; 1 is plainly visible."
+    )
 
 
 class DatasetSource(BaseModel):
@@ -94,7 +97,7 @@ def build_training_set(
 
 
 def _miniature(source: MiniatureSource, model: VideoModel) -> list[Example]:
-    quality = PairQuality(defects=source.defects, kinds=tuple(source.kinds))
+    quality = PairQuality(defects=source.defects, kinds=tuple(source.kinds), strength=source.strength)
     made = list(pairs(source.count, quality, source.seed))
     examples = []
     for start in range(0, len(made), 32):

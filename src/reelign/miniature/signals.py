@@ -1,0 +1,112 @@
+"""What pixels alone say of a clip of the miniature: measures that need no weights, for a reward that votes teach.
+
+The eye takes the mean of each latent frame, and sees little of how steadily something moves; a few hundred votes do not
+teach it either (docs/results/reward.md). Here the ground is what the rim of a frame shows, and the object what differs
+from it. No estimator of a judge is used: no outline is traced, no scene is fitted.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+
+from reelign.miniature.render import DEFECTS, spoiled
+from reelign.miniature.world import SIDE, scenes
+
+NAMES = (
+    "tone",
+    "light",
+    "light step",
+    "turn",
+    "jerk",
+    "worst jerk",
+    "growth",
+    "growth step",
+    "reshaping",
+    "area",
+    "least area",
+    "radius",
+    "pace",
+    "slowest",
+    "width",
+    "height",
+    "mist",
+    "blur",
+    "contrast",
+    "change",
+    "restlessness",
+)
+RIM = 2
+"""Pixels of a frame's edge that are taken for ground."""
+OBJECT = (0.25, 0.75)
+"""Shares of a clip's contrast below which a pixel is no part of the object, and above which it is."""
+LESSONS = 192
+"""Rendered clips, half of them spoiled, over which the measures are standardised."""
+LEAST = 1e-3
+"""What is added to a measure before its logarithm."""
+BOUND = 4.0
+"""Most deviations of a measure: a clip unlike all others shall not decide alone."""
+
+
+def signals(frames: np.ndarray) -> np.ndarray:
+    """The measures of a clip, uint8 (T, H, W, 3), standardised over rendered ones, float32 (len(NAMES),)."""
+    centre, scale = _usual()
+    return ((_measured(frames) - centre) / scale).clip(-BOUND, BOUND).astype(np.float32)
+
+
+@cache
+def _usual() -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of each measure over training scenes, clean and spoiled."""
+    pool, found = scenes(held_out=False), []
+    for index in range(LESSONS):
+        source = np.random.default_rng((17, index))
+        scene = pool[int(source.integers(len(pool)))]
+        strengths = {name: source.uniform(0.1, 1.2) for name in DEFECTS if index % 2 and source.random() < 0.4}
+        found.append(_measured(spoiled(scene, source, strengths)[0]))
+    return np.mean(found, axis=0), np.std(found, axis=0)
+
+
+def _measured(frames: np.ndarray) -> np.ndarray:
+    """The measures in the order of `NAMES`; all but the tone are logarithms, for faults multiply."""
+    video = frames.astype(np.float32) / 255
+    ground = np.median(_rim(video), axis=1)
+    apart = np.linalg.norm(video - ground[:, None, None], axis=-1)
+    contrast = float(np.percentile(apart, 98)) + LEAST
+    share = np.clip(apart / contrast, 0, 1)
+    body = np.clip((share - OBJECT[0]) / (OBJECT[1] - OBJECT[0]), 0, 1)
+    area = body.sum((1, 2)) + LEAST
+    places = np.arange(SIDE) + 0.5
+    centres = np.stack([(body.sum(1) * places).sum(1), (body.sum(2) * places).sum(1)], axis=1) / area[:, None]
+    across, down = (places - centres[:, side, None] for side in (0, 1))
+    radii = np.sqrt((body * (across[:, None, :] ** 2 + down[:, :, None] ** 2)).sum((1, 2)) / area) + LEAST
+    light = ground.mean(1)
+    pace, turn, jerk = (np.linalg.norm(np.diff(centres, order, axis=0), axis=1) for order in (1, 2, 3))
+    faults = [
+        light.std(),
+        np.abs(np.diff(light)).mean(),
+        np.sqrt(np.mean(turn**2)),
+        np.median(jerk),
+        jerk.max(),
+        area.std() / area.mean(),
+        np.abs(np.diff(area)).mean() / area.mean(),
+        radii.std() / radii.mean(),
+        area.mean(),
+        area.min() / area.mean(),
+        radii.mean(),
+        pace.mean(),
+        np.sort(pace)[:4].mean(),
+        *np.ptp(centres, axis=0),
+        np.minimum(apart, OBJECT[0] * contrast).mean(),
+        (share * (1 - share)).mean(),
+        contrast,
+        *(np.abs(np.diff(video, order, axis=0)).mean() for order in (1, 2)),
+    ]
+    return np.array([light.mean(), *np.log(LEAST + np.array(faults))])
+
+
+def _rim(video: np.ndarray) -> np.ndarray:
+    """The pixels of each frame's edge, (T, N, 3)."""
+    inside = np.ones(video.shape[1:3], bool)
+    inside[RIM:-RIM, RIM:-RIM] = False
+    return video[:, inside]
