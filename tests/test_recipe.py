@@ -67,7 +67,7 @@ def test_an_unknown_key_is_answered_with_its_path_and_the_nearest_key(
 
 def test_a_key_of_the_other_kind_of_source_is_not_offered() -> None:
     """`held_out` belongs to datasets; the miniature has no such key."""
-    said = "sft.data.0.held_out: unknown key; valid keys here: count, defects, kind, kinds, seed."
+    said = "sft.data.0.held_out: unknown key; valid keys here: count, defects, kind, kinds, seed, strength."
     assert said in refusal("sft.data.0.held_out=0.1")
 
 
