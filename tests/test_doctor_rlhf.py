@@ -42,8 +42,7 @@ ALONE = World(0, 1, torch.device("cpu"), None)
 
 
 def overrides(*more: str) -> list[str]:
-    small = ["curate=null", "sft=null", "votes=null", "reward=null", "enhance=null", "distill=null"]
-    small += ["sampler.steps=4", "battery.count=2"]
+    small = ["curate=null", "sft=null", "enhance=null", "distill=null", "sampler.steps=4", "battery.count=2"]
     return [*small, f"rlhf={json.dumps(SMALL)}", *more]
 
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from reelign.miniature.eye import BOUND
 from reelign.miniature.render import defective, render
-from reelign.miniature.signals import BOUND, NAMES, signals
+from reelign.miniature.signals import NAMES, signals
 from reelign.miniature.world import FRAMES, SIDE, scenes
 
 SCENES = [scene for scene in scenes(True) if scene.motion not in ("still", "bouncing")][::3]

@@ -11,6 +11,7 @@ from functools import cache
 
 import numpy as np
 
+from reelign.miniature.eye import BOUND
 from reelign.miniature.render import DEFECTS, spoiled
 from reelign.miniature.world import SIDE, scenes
 
@@ -45,8 +46,6 @@ LESSONS = 192
 """Rendered clips, half of them spoiled, over which the measures are standardised."""
 LEAST = 1e-3
 """What is added to a measure before its logarithm."""
-BOUND = 4.0
-"""Most deviations of a measure: a clip unlike all others shall not decide alone."""
 
 
 def signals(frames: np.ndarray) -> np.ndarray:
