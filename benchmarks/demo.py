@@ -3,7 +3,7 @@
     python benchmarks/demo.py --seeds 0 1 2 --out benchmarks/results/demo
 
 Runs the recipe as it ships, once for each seed, and writes `demo.json` and `demo.md`. A run that is already complete
-under `runs/` is read, not repeated.
+under `runs/` is read, not repeated. `--set enhance=null distill=null` leaves the later stages out.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/demo"))
+    parser.add_argument("--set", dest="changes", nargs="*", default=[], help="overrides of the recipe, for all seeds")
     arguments = parser.parse_args()
-    rows = [measure(arguments.recipe, seed, arguments.runs) for seed in arguments.seeds]
+    rows = [measure(arguments.recipe, seed, arguments.runs, arguments.changes) for seed in arguments.seeds]
     facts = {
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
+        "changes": arguments.changes,
         "runs": rows,
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -41,11 +43,11 @@ def main() -> None:
     print(table(rows))
 
 
-def measure(recipe: Path, seed: int, runs: Path) -> dict:
+def measure(recipe: Path, seed: int, runs: Path, changes: list[str]) -> dict:
     """One run of the recipe: its stages as the summary has them, and the cost of the whole run."""
     name = f"benchmark-seed-{seed}"
     command = [sys.executable, "-m", "reelign.cli", "run", str(recipe)]
-    subprocess.run([*command, f"seed={seed}", f"name={name}", f"runs={runs}"], check=True)
+    subprocess.run([*command, f"seed={seed}", f"name={name}", f"runs={runs}", *changes], check=True)
     summary = json.loads((runs / name / "summary.json").read_text(encoding="utf-8"))
     kept = ("name", "scores", "gsb", "retention", "retention_checks", "cost")
     return {

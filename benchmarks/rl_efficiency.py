@@ -19,6 +19,7 @@ import numpy as np
 
 from rl_runs import POLICY_GRADIENT, Outcome, forwards, interval, run_stage, write
 
+OURS = ("reelign", "reelign-nft")
 BUDGETS = {
     "reelign": 60,
     "flash-grpo": 40,
@@ -65,7 +66,7 @@ def main() -> None:
     facts = {
         "seeds": arguments.seeds,
         "presets": rows,
-        "against_flow_grpo": overtaken(found),
+        "against_flow_grpo": {ours: overtaken(found, ours) for ours in OURS},
         "runs": {
             preset: [[asdict(point) for point in outcome.points] for outcome in runs] for preset, runs in found.items()
         },
@@ -88,12 +89,10 @@ def described(runs: list[Outcome]) -> dict[str, object]:
     }
 
 
-def overtaken(found: dict[str, list[Outcome]]) -> list[dict[str, float | None]] | None:
-    """For each seed: where flow-grpo is best, and the first validation of reelign that is as good; None if none is."""
-    if not {"reelign", "flow-grpo"} <= found.keys():
-        return None
+def overtaken(found: dict[str, list[Outcome]], preset: str) -> list[dict[str, float | None]]:
+    """For each seed: where flow-grpo is best, and the first validation of a preset that is as good; None if none is."""
     rows: list[dict[str, float | None]] = []
-    for ours, theirs in zip(found["reelign"], found["flow-grpo"], strict=True):
+    for ours, theirs in zip(found.get(preset, []), found.get("flow-grpo", []), strict=False):
         best = max(theirs.points, key=lambda point: point.score)
         reached = next((point for point in ours.points[1:] if point.score >= best.score), None)
         rows.append(
@@ -107,7 +106,7 @@ def overtaken(found: dict[str, list[Outcome]]) -> list[dict[str, float | None]] 
     return rows
 
 
-def table(rows: dict[str, dict], against: list[dict] | None) -> str:
+def table(rows: dict[str, dict], against: dict[str, list[dict]]) -> str:
     """As Markdown; mean [lowest, highest] over seeds."""
     lines = [
         "| preset | updates | seconds an update | forwards an update | start | best | end |",
@@ -117,10 +116,11 @@ def table(rows: dict[str, dict], against: list[dict] | None) -> str:
         scores = " | ".join(interval(row[name]) for name in ("start", "best", "end"))
         cost = f"{row['seconds_per_update']:.1f} | {row['forwards_per_update']:,.0f}"
         lines.append(f"| {preset} | {row['updates']} | {cost} | {scores} |")
-    for seed, row in enumerate(against or []):
-        share = row["share_of_forwards"]
-        reached = f"{share:.2f} of its forwards" if share is not None else "not reached"
-        lines.append(f"\nSeed {seed}: flow-grpo's best, {row['best_of_flow_grpo']:.3f}, by reelign: {reached}.")
+    for ours, seeds in against.items():
+        for seed, row in enumerate(seeds):
+            share = row["share_of_forwards"]
+            reached = f"{share:.2f} of its forwards" if share is not None else "not reached"
+            lines.append(f"\nSeed {seed}: flow-grpo's best, {row['best_of_flow_grpo']:.3f}, by {ours}: {reached}.")
     return "\n".join(lines) + "\n"
 
 

@@ -5,7 +5,8 @@
 Every set has prompts and noise of its own. For each variant the table has the mean cosine between the gradients of two
 sets: with the training judge's advantages (does the estimate repeat), and of the training judge's in one set with the
 evaluation judge's in the other (does it lead where the held-out judge looks). Where the signal has the length S and
-the noise N, the cosine is S^2 / (S^2 + N^2). Then the same after what Adam does to a gradient, for several `eps`.
+the noise N, the cosine is S^2 / (S^2 + N^2). Then the same after what Adam does to a gradient, for several `eps`, and
+for each dimension of the reward alone: what does not repeat is noise in the sum, whatever it rewards.
 The evaluation judge is asked here to measure, never in training. Writes `rl_gradients.json` and `.md`.
 """
 
@@ -42,8 +43,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "policy gradient, low half, first quarter of the steps": {"preset": "reelign", "band": 0.5, "last": 0.25},
     "DiffusionNFT, each clip at its own level and noise": {"preset": "diffusion-nft"},
     "reelign-nft: a group at the same level and noise": {"preset": "reelign-nft", "nft_levels": 1},
-    "reelign-nft: at two levels": {"preset": "reelign-nft"},
+    "reelign-nft: at two levels": {"preset": "reelign-nft", "nft_levels": 2},
+    "reelign-nft: at five levels": {"preset": "reelign-nft", "nft_levels": 5},
+    "reelign-nft: at all ten levels": {"preset": "reelign-nft", "nft_levels": 10},
 }
+ALL_AXES: dict[str, float] = dict.fromkeys(map(str, AXES), 1.0)
 EPSILONS = (1e-8, 1e-5, 1e-4, 1e-3)
 
 
@@ -53,18 +57,26 @@ def main() -> None:
     parser.add_argument("--recipe", type=Path, default=Path("recipes/miniature-rlhf.yaml"))
     parser.add_argument("--parent", required=True, help="the SFT artifact")
     parser.add_argument("--sets", type=int, default=8, help="independent estimates")
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/rl_gradients"))
     arguments = parser.parse_args()
     recipe = load_recipe(arguments.recipe, [f"model={arguments.parent}"])
-    rows = {name: measured(recipe, change, arguments.sets) for name, change in VARIANTS.items()}
-    write(arguments.out, {"sets": arguments.sets, "variants": rows}, table(rows))
+    rows = {name: measured(recipe, VARIANTS[name], arguments.sets) for name in arguments.variants}
+    dimensions = apart(recipe, arguments.sets)
+    facts = {"sets": arguments.sets, "variants": rows, "dimensions": dimensions}
+    write(arguments.out, facts, table(rows) + "\n" + dimension_table(dimensions))
+
+
+def variant(recipe: Recipe, change: dict[str, Any]) -> Algorithm:
+    """An algorithm with the recipe's rollouts."""
+    assert recipe.rlhf is not None
+    shared = {"guidance": recipe.rlhf.algorithm.guidance, "rollout_steps": recipe.rlhf.algorithm.rollout_steps}
+    return Algorithm.model_validate(shared | change)
 
 
 def measured(recipe: Recipe, change: dict[str, Any], sets: int) -> dict[str, Any]:
     """Agreement of the gradients of some sets, plain and after Adam's division."""
-    assert recipe.rlhf is not None
-    shared = {"guidance": recipe.rlhf.algorithm.guidance, "rollout_steps": recipe.rlhf.algorithm.rollout_steps}
-    algorithm = Algorithm.model_validate(shared | change)
+    algorithm = variant(recipe, change)
     ours, theirs = [], []
     with tempfile.TemporaryDirectory() as folder:
         taught = trainer(recipe, algorithm, Path(folder))
@@ -72,7 +84,7 @@ def measured(recipe: Recipe, change: dict[str, Any], sets: int) -> dict[str, Any
             rollouts, rewards, held_out = judged_groups(taught)
             for found, scores, weights in (
                 (ours, rewards, taught.rewards.weights),
-                (theirs, held_out, dict.fromkeys(AXES, 1.0)),
+                (theirs, held_out, ALL_AXES),
             ):
                 worth = group_advantages(scores, weights, algorithm.denominator, algorithm.advantage_bound)
                 found.append(gradient(taught, rollouts, taught.own(worth)))
@@ -83,6 +95,29 @@ def measured(recipe: Recipe, change: dict[str, Any], sets: int) -> dict[str, Any
         "transfers": agreement(ours, theirs),
         "root_mean_square": float(root.square().mean().sqrt()),
         "after_adam": {f"{eps:g}": agreement(*parts) for eps, parts in divided.items()},
+    }
+
+
+def apart(recipe: Recipe, sets: int) -> dict[str, dict[str, Any]]:
+    """Agreement of the gradients of `reelign-nft`, each dimension of the reward alone."""
+    algorithm = variant(recipe, {"preset": "reelign-nft"})
+    theirs: list[Tensor] = []
+    with tempfile.TemporaryDirectory() as folder:
+        taught = trainer(recipe, algorithm, Path(folder))
+        ours: dict[str, list[Tensor]] = {name: [] for name in taught.rewards.weights}
+        for taught.update in range(sets):
+            rollouts, rewards, held_out = judged_groups(taught)
+            told = [(rewards, {name: 1.0}, ours[name]) for name in ours]
+            for scores, weights, found in [*told, (held_out, ALL_AXES, theirs)]:
+                worth = group_advantages(scores, weights, algorithm.denominator, algorithm.advantage_bound)
+                found.append(gradient(taught, rollouts, taught.own(worth)))
+    return {
+        name: {
+            "length": float(np.mean([float(gradient.norm()) for gradient in found])),
+            "repeats": agreement(found, found),
+            "transfers": agreement(found, theirs),
+        }
+        for name, found in ours.items()
     }
 
 
@@ -128,6 +163,15 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         found = [row["repeats"], row["transfers"], *row["after_adam"].values()]
         cells = " | ".join(f"{value['mean']:+.3f} ± {value['error']:.3f}" for value in found)
         lines.append(f"| {name} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
+def dimension_table(rows: dict[str, dict[str, Any]]) -> str:
+    """As Markdown."""
+    lines = ["| rewarded alone | length | repeats | transfers, to all axes |", "|---|---|---|---|"]
+    for name, row in rows.items():
+        cells = " | ".join(f"{row[key]['mean']:+.3f} ± {row[key]['error']:.3f}" for key in ("repeats", "transfers"))
+        lines.append(f"| {name} | {row['length']:.4f} | {cells} |")
     return "\n".join(lines) + "\n"
 
 

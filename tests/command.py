@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 from forks import environment, run, run_ranks
+from miniatures import thin_miniature
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "recipes" / "demo.yaml"
 TINY = (
+    f"model={thin_miniature()}",
     "curate=null",
     "battery.count=4",
     "battery.validation_count=2",

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from checkpoints import newest_weights
 from command import DEMO, TINY, on_ranks, reelign
 from forks import Fork
+from miniatures import thin_miniature
 from reelign.errors import ReelignError
 from reelign.evaluate.battery import BatteryConfig
 from reelign.models.base import VideoModel
@@ -33,7 +34,7 @@ from reelign.train.loop import Interrupt
 from reelign.train.parallel import World
 from tiny_wan import tiny_wan
 
-TAUGHT = {"batch_size": 4, "micro_batch": 2, "validate_every": 2, "save_every": 1, "patience": None}
+TAUGHT = {"batch_size": 4, "micro_batch": 2, "validate_every": 2, "save_every": 2, "patience": None}
 MATCH = {
     **TAUGHT,
     "updates": 4,
@@ -159,7 +160,7 @@ def test_n_two_ranks_learn_what_one_rank_learns(one_rank, tmp_path, method):
 def context(folder: Path, guidance: float = 2.0) -> StageContext:
     return StageContext(
         folder=folder / "part",
-        parent="miniature",
+        parent=str(thin_miniature()),
         dataset=None,
         seed=0,
         dtype="float32",
@@ -173,8 +174,8 @@ def context(folder: Path, guidance: float = 2.0) -> StageContext:
 
 def matching(folder: Path, part: str = "few_step", guidance: float = 2.0, **changes) -> Matching:
     recipe = DistillConfig.model_validate(SMALL | changes)
-    base = load_model("miniature", device="cpu")
-    student = student_of(base, "miniature", recipe, causal=part == "self_forcing")
+    base = load_model(thin_miniature(), device="cpu")
+    student = student_of(base, str(thin_miniature()), recipe, causal=part == "self_forcing")
     return Matching(student, base, base, build_prompts(recipe.prompts), context(folder, guidance), recipe, part)
 
 
@@ -207,7 +208,7 @@ def test_critic_and_student_learn_and_the_teacher_does_not(tmp_path, part):
 @pytest.mark.parametrize("causal", [None, CausalConfig(block=1), CausalConfig(block=5)])
 def test_the_last_step_of_a_training_clip_is_what_the_sampler_gives(causal):
     """Training and deployment make their clips alike: left at the last step, a clip is the sampled one."""
-    model = load_model("miniature", device="cpu")
+    model = load_model(thin_miniature(), device="cpu")
     if causal is not None:
         model.make_causal(causal)
     sampler = SampleConfig(steps=3, shift=3.0, solver="renoise", guidance_scale=1.0)
@@ -221,7 +222,7 @@ def test_the_last_step_of_a_training_clip_is_what_the_sampler_gives(causal):
 
 @pytest.mark.parametrize("exit_step", [0, 1])
 def test_the_gradient_goes_through_the_call_at_the_exit_step_alone(monkeypatch, exit_step):
-    model = load_model("miniature", device="cpu")
+    model = load_model(thin_miniature(), device="cpu")
     model.make_causal(CausalConfig(block=1))
     model.pipeline.transformer.requires_grad_(True)
     calls = []
@@ -249,7 +250,7 @@ def test_the_ledger_of_the_first_causal_weights_holds_every_network_evaluation(t
     recipe = DistillConfig.model_validate(SMALL | {"initialise": part})
     where = context(tmp_path)
     where = replace(where, battery=where.battery.model_copy(update={"validation_count": 5}))
-    base, counted = load_model("miniature", device="cpu"), []
+    base, counted = load_model(thin_miniature(), device="cpu"), []
 
     def count(network, inputs, named, output):
         if isinstance(network, WanTransformer3DModel):
@@ -298,7 +299,7 @@ class Alive(TorchDispatchMode):
 def test_a_rollout_keeps_each_block_of_the_past_once_for_all_backward_passes(checkpointing):
     """Eight blocks more keep as much more, whatever came before. If each backward pass kept the past that its block
     saw, the memory would grow with the square of the length: 1.3 and 1.6 times as much for the second eight."""
-    model = load_model("miniature", device="cpu")
+    model = load_model(thin_miniature(), device="cpu")
     model.make_causal(CausalConfig(block=1))
     network = model.pipeline.transformer
     network.requires_grad_(True)

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from command import DEMO, on_ranks, reelign
 from forks import Fork
+from miniatures import thin_miniature
 from reelign.data.pairs import PromptPair, write_pairs
 from reelign.enhancer.enhancer import load_enhancer, read_manner
 from reelign.enhancer.language_model import MINIATURE
@@ -63,6 +64,7 @@ SMALL = {
     },
 }
 TINY = (
+    f"model={thin_miniature()}",
     "curate=null",
     "sft=null",
     "rlhf=null",
@@ -110,7 +112,12 @@ def test_the_artifact_is_a_transformers_folder_beside_the_name_of_its_generator(
     artifact = one_rank / "model"
     assert {path.name for path in artifact.iterdir()} == {"card.json", "enhancer"}
     card = json.loads((artifact / "card.json").read_text())
-    assert (card["kind"], card["base"], card["stage"], card["parent"]) == ("enhancer", "miniature", "enhance", "base")
+    assert (card["kind"], card["base"], card["stage"], card["parent"]) == (
+        "enhancer",
+        str(thin_miniature()),
+        "enhance",
+        "base",
+    )
     assert card["scores"].keys() == {"text", "visual", "motion"}
     folder = enhancer_folder(str(artifact))
     assert folder == enhancer_folder(str(one_rank)) == artifact / "enhancer"
@@ -125,7 +132,7 @@ def test_the_artifact_is_a_transformers_folder_beside_the_name_of_its_generator(
 
 
 def test_the_artifact_loads_as_its_base_and_evaluates_with_its_enhancer(one_rank, tmp_path):
-    made, base = load_model(one_rank / "model", device="cpu"), load_model("miniature", device="cpu")
+    made, base = load_model(one_rank / "model", device="cpu"), load_model(thin_miniature(), device="cpu")
     for name, network in base.denoisers().items():
         wanted, found = network.state_dict(), made.denoisers()[name].state_dict()
         assert all(torch.equal(found[key], value) for key, value in wanted.items())
@@ -291,7 +298,7 @@ def begin(folder: Path, stop: tuple[str, int] | None = None, **changes) -> Path:
 
     context = StageContext(
         folder=folder / "r" / "enhance",
-        parent="miniature",
+        parent=str(thin_miniature()),
         dataset=None,
         seed=0,
         dtype="float32",

@@ -11,6 +11,7 @@ import torch
 from checkpoints import newest_weights
 from command import DEMO, TINY, on_ranks, reelign
 from forks import Fork
+from miniatures import thin_miniature
 from reelign.evaluate.battery import BatteryConfig
 from reelign.flow.grid import sigma_grid
 from reelign.models.load import load_model
@@ -70,7 +71,7 @@ def test_the_stage_trains_logs_and_signs(one_rank):
         assert row["grad_norm"] > 0
         assert 0 <= row["reward/miniature.visual"] <= 1
         assert row["spread/miniature.visual"] > 0
-    before = load_model("miniature", device="cpu").pipeline.transformer.state_dict()
+    before = load_model(thin_miniature(), device="cpu").pipeline.transformer.state_dict()
     after = {name.removeprefix("transformer."): value for name, value in weights(one_rank).items()}
     assert all(not torch.equal(before[name], value) for name, value in after.items())
     card = json.loads((one_rank / "r" / "rlhf" / "model" / "card.json").read_text())
@@ -173,7 +174,7 @@ def trainer(folder: Path, **changes) -> Trainer:
     config = RlhfConfig.model_validate(SMALL | changes)
     context = StageContext(
         folder=folder,
-        parent="miniature",
+        parent=str(thin_miniature()),
         dataset=None,
         seed=0,
         dtype="float32",
@@ -183,7 +184,7 @@ def trainer(folder: Path, **changes) -> Trainer:
         ledger=Ledger(folder / "ledger.jsonl"),
         interrupt=Interrupt(),
     )
-    model = load_model("miniature", device="cpu")
+    model = load_model(thin_miniature(), device="cpu")
     return Trainer(model, build_rewards(config.rewards), ThreadPoolExecutor(1), context, config)
 
 
@@ -249,15 +250,16 @@ def test_an_iso_temporal_group_is_learned_from_at_the_same_levels_and_noise(tmp_
         return forward_process_loss(model, rollout, advantages, levels, noise, algorithm, told)
 
     monkeypatch.setattr("reelign.stages.rlhf.forward_process_loss", recorded)
-    changes = {"preset": "reelign-nft", "iso_temporal": together}
+    changes = {"preset": "reelign-nft", "iso_temporal": together, "nft_levels": 3}
     taught = trainer(tmp_path, algorithm=changes)
     numbers = taught.one_update()
     clips = taught.config.prompts_per_update * taught.config.group_size
-    assert numbers["nfe_trained"] == 2 * clips
+    assert numbers["nfe_trained"] == 3 * clips
     levels, noise = (
-        torch.cat(parts).unflatten(0, (2, -1, taught.config.group_size)) for parts in zip(*seen, strict=True)
+        torch.cat(parts).unflatten(0, (3, -1, taught.config.group_size)) for parts in zip(*seen, strict=True)
     )
     assert bool((levels == levels[:, :, :1]).all() and (noise == noise[:, :, :1]).all()) is together
+    assert all(len(set(of_a_clip)) == 3 for of_a_clip in levels.flatten(1).T.tolist())
     assert not torch.equal(noise[0], noise[1])
     assert not torch.equal(noise[:, 0], noise[:, 1])
 
@@ -266,7 +268,9 @@ def test_what_only_does_harm_ends_as_its_parent(tmp_path):
     done = reelign(*arguments(tmp_path, "rlhf.optim.lr=0.1"), CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 0, done.stderr
     model = tmp_path / "r" / "rlhf" / "model"
-    kept, parent = (load_model(name, device="cpu").pipeline.transformer.state_dict() for name in (model, "miniature"))
+    kept, parent = (
+        load_model(name, device="cpu").pipeline.transformer.state_dict() for name in (model, thin_miniature())
+    )
     assert all(torch.equal(parent[name], value) for name, value in kept.items())
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from command import DEMO, TINY, on_ranks, reelign, torchrun
 from forks import Fork
+from miniatures import thin_miniature
 from reelign.models.load import load_model
 
 
@@ -45,7 +46,7 @@ def at_step(folder: Path, step: int) -> Callable[[], bool]:
 
 
 def test_training_changes_the_weights_and_lowers_no_guard(one_rank):
-    before = load_model("miniature", device="cpu").pipeline.transformer.state_dict()
+    before = load_model(thin_miniature(), device="cpu").pipeline.transformer.state_dict()
     after = weights(one_rank)
     assert any(not torch.equal(after[name], value) for name, value in before.items() if name in after)
     assert sorted(losses(one_rank)) == list(range(1, 13))
@@ -130,7 +131,7 @@ def test_a_lora_is_trained_saved_and_loaded_by_diffusers(tmp_path):
     theirs.load_lora_weights(artifact)
     latents = torch.randn(1, *ours.latent_shape(17, 32, 32), generator=torch.Generator().manual_seed(0))
     conditions = ours.encode_text(["a large red circle moving left fast on a white background"])
-    base = load_model("miniature", device="cpu").velocity(latents, torch.tensor([0.5]), conditions)
+    base = load_model(thin_miniature(), device="cpu").velocity(latents, torch.tensor([0.5]), conditions)
     wanted = ours.velocity(latents, torch.tensor([0.5]), conditions)
     ours.pipeline = theirs
     assert torch.equal(ours.velocity(latents, torch.tensor([0.5]), conditions), wanted)
@@ -144,7 +145,7 @@ def test_the_artifact_lies_between_the_parent_and_what_was_trained(tmp_path):
         done = reelign(*arguments(tmp_path / name, *few, f"sft.interpolate={value}"), CUDA_VISIBLE_DEVICES="")
         assert done.returncode == 0, done.stderr
     assert losses(tmp_path / "kept") == losses(tmp_path / "whole")
-    parent = load_model("miniature", device="cpu").pipeline.transformer.state_dict()
+    parent = load_model(thin_miniature(), device="cpu").pipeline.transformer.state_dict()
     kept, whole = weights(tmp_path / "kept"), weights(tmp_path / "whole")
     assert any(not torch.equal(value, parent[name]) for name, value in kept.items())
     for name, value in kept.items():

@@ -280,11 +280,21 @@ def _movement(seen: Outlines, scene: Scene, pace: float) -> dict[str, float]:
     return {
         "presence": float(seen.found.mean()),
         "smoothness": falloff(float(np.sqrt(np.mean(_surprises(steps) ** 2))), 1.3),
-        "steady light": falloff(float(np.std(seen.ground[:, 0])), 5.0),
+        "steady light": falloff(_unsteady(seen), 5.0),
         "rigidity": falloff(float(np.std(areas) / np.mean(areas)), 0.35),
         "unbroken": falloff(max(0, _longest_rest(steps) - 3), 3.0) if moving else 1.0,
         "pace": pace,
     }
+
+
+def _unsteady(seen: Outlines) -> float:
+    """Spread over the frames of the lightness of ground and object, root mean square of the two.
+
+    Light falls on both. The ground alone can hide it: a policy that may not be bright and dark by turns finds grounds
+    so white or so black that nothing is left to change.
+    """
+    ground = seen.ground[:, 0]
+    return float(np.hypot(np.std(ground), np.std(ground + _bodies(seen)[:, 0])) / np.sqrt(2))
 
 
 def _pace(track: np.ndarray, scene: Scene, motion: str, speed: str) -> float:

@@ -11,8 +11,9 @@
 | reelign-nft   | none                                       | level, noise        | 1         | -      | -     |
 
 Low noise (`band`) is ours: the stochastic step moves the low spatial frequencies only, see `flow.band`. So is what
-`reelign-nft` changes in DiffusionNFT: all clips of a group are learned from at the same two levels and with the same
-noise, so that what they have in common cancels (`benchmarks/rl_gradients.py`).
+`reelign-nft` changes in DiffusionNFT: all clips of a group are learned from at the same five levels and with the same
+noise, so that what they have in common cancels; which level was drawn is most of the gradient's noise
+(`benchmarks/rl_gradients.py`).
 
 Sources: reelign arXiv 2604.25427; Flow-GRPO 2505.05470; DanceGRPO 2505.07818; MixGRPO 2507.21802; DiffusionNFT
 2509.16117. Each row is the idea of the work at this recipe's group size and rate, not a copy of its hyperparameters.
@@ -46,7 +47,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "shared_noise": False,
         "weight": "none",
         "denominator": "batch",
-        "nft_levels": 2,
+        "nft_levels": 5,
     },
 }
 """What each preset changes in the defaults of `Algorithm`, which are `reelign`."""
@@ -92,7 +93,11 @@ class Algorithm(BaseModel):
         default="both",
         description="Guidance in all steps, in none, or in all but the trained steps, whose policy is then unguided.",
     )
-    nft_levels: int = Field(default=1, ge=1, description="Noise levels at which DiffusionNFT learns from each clip.")
+    nft_levels: int = Field(
+        default=1,
+        ge=1,
+        description="Noise levels, different ones of the grid, at which DiffusionNFT learns from each clip.",
+    )
     nft_beta: float = Field(default=1.0, gt=0, description="How far DiffusionNFT mirrors the policy about the old one.")
 
     @model_validator(mode="before")

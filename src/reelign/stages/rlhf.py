@@ -202,8 +202,9 @@ class Trainer(WatchedTraining):
             yield trajectory_loss(self.model, self.reference, lesson, self.algorithm, self.replayed, told)
 
     def nft_losses(self, rollouts: Sequence[Rollout], advantages: Tensor, told: Told) -> Iterator[Tensor]:
-        """DiffusionNFT on every sampled clip at `nft_levels` levels of the grid. Level and noise follow from the clip's
-        place, or from its group's when the groups are iso-temporal: what the clips have in common then cancels."""
+        """DiffusionNFT on every sampled clip at `nft_levels` levels of the grid, no level twice before all were there.
+        Levels and noise follow from the clip's place, or from its group's when the groups are iso-temporal: what the
+        clips have in common then cancels."""
         algorithm, first = self.algorithm, self.context.world.rank * len(advantages)
         together = self.config.group_size if algorithm.iso_temporal else 1
         for repeat in range(algorithm.nft_levels):
@@ -211,10 +212,11 @@ class Trainer(WatchedTraining):
             for found in rollouts:
                 clips = range(start, start + len(found.latents))
                 start = clips.stop
-                keys = [(self.context.seed, self.update, repeat, (first + clip) // together) for clip in clips]
-                sources = [generator("nft", *key) for key in keys]
-                grid = self.sampler.grid.to(found.latents)
-                levels = torch.stack([grid[int(torch.randint(len(grid) - 1, (1,), generator=g))] for g in sources])
+                keys = [(self.context.seed, self.update, (first + clip) // together) for clip in clips]
+                grid = self.sampler.grid[:-1].to(found.latents)
+                orders = [torch.randperm(len(grid), generator=generator("nft level", *key)) for key in keys]
+                levels = torch.stack([grid[order[repeat % len(grid)]] for order in orders])
+                sources = [generator("nft noise", *key, repeat) for key in keys]
                 noise = torch.stack([torch.randn(found.latents.shape[1:], generator=g) for g in sources])
                 worth, noise = advantages[clips.start : clips.stop].to(levels), noise.to(found.latents)
                 loss = forward_process_loss(self.model, found, worth, levels, noise, algorithm, told)
