@@ -91,8 +91,10 @@ def described(runs: list[Outcome]) -> dict[str, object]:
 
 def overtaken(found: dict[str, list[Outcome]], preset: str) -> list[dict[str, float | None]]:
     """For each seed: where flow-grpo is best, and the first validation of a preset that is as good; None if none is."""
+    if not {preset, "flow-grpo"} <= found.keys():
+        return []
     rows: list[dict[str, float | None]] = []
-    for ours, theirs in zip(found.get(preset, []), found.get("flow-grpo", []), strict=False):
+    for ours, theirs in zip(found[preset], found["flow-grpo"], strict=True):
         best = max(theirs.points, key=lambda point: point.score)
         reached = next((point for point in ours.points[1:] if point.score >= best.score), None)
         rows.append(

@@ -8,6 +8,7 @@ after that is geometry of closed curves: moments, hull, bounding box and the Fou
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -57,6 +58,14 @@ class Outlines:
     fragments: np.ndarray
     features: np.ndarray
     typical: np.ndarray
+
+    @cached_property
+    def bodies(self) -> np.ndarray:
+        """Colour of the object minus its ground's in each frame, (T, 3) in Lab; the clip's own where none is seen."""
+        apart = self.lab - self.ground[:, None, None, :]
+        inside = self.distance > 0.5 * self.contrast
+        whole = np.median(apart[inside], axis=0)
+        return np.stack([np.median(a[i], axis=0) if i.any() else whole for a, i in zip(apart, inside, strict=True)])
 
 
 def trace(frames: np.ndarray) -> Outlines:

@@ -246,7 +246,7 @@ def _visual(seen: Outlines, colour: str, shape: str, background: str) -> dict[st
 def _undecided(seen: Outlines) -> float:
     """How many pixels of a frame are neither ground nor object: few around a sharp outline, many in a blurred, mottled
     or noisy picture. Each counts `|4 c (1 - c)|` where c is its distance from the ground over the body's."""
-    body = np.maximum(np.linalg.norm(_bodies(seen), axis=1), LEAST_BODY)
+    body = np.maximum(np.linalg.norm(seen.bodies, axis=1), LEAST_BODY)
     share = seen.distance / body[:, None, None]
     return float(np.mean(np.sum(np.where(share < FAINT, 0.0, np.abs(4 * share * (1 - share))), axis=(1, 2))))
 
@@ -254,20 +254,12 @@ def _undecided(seen: Outlines) -> float:
 def _strange(seen: Outlines) -> float:
     """How much of a frame is of neither colour nor a mixture of both: the sum over pixels of the distance in Lab from
     the line through ground and body, over the distance of these two."""
-    bodies = _bodies(seen)
+    bodies = seen.bodies
     body = np.maximum(np.linalg.norm(bodies, axis=1), LEAST_BODY)
     apart = seen.lab - seen.ground[:, None, None, :]
     along = np.einsum("thwc,tc->thw", apart, bodies / body[:, None])
     off = np.sqrt(np.maximum(np.sum(apart**2, axis=3) - along**2, 0.0))
     return float(np.mean(np.sum(off / body[:, None, None], axis=(1, 2))))
-
-
-def _bodies(seen: Outlines) -> np.ndarray:
-    """Colour of the object minus that of its ground in each frame, (T, 3) in Lab; the clip's own where none is seen."""
-    apart = seen.lab - seen.ground[:, None, None, :]
-    inside = seen.distance > 0.5 * seen.contrast
-    whole = np.median(apart[inside], axis=0)
-    return np.stack([np.median(a[i], axis=0) if i.any() else whole for a, i in zip(apart, inside, strict=True)])
 
 
 def _movement(seen: Outlines, scene: Scene, pace: float) -> dict[str, float]:
@@ -294,7 +286,7 @@ def _unsteady(seen: Outlines) -> float:
     so white or so black that nothing is left to change.
     """
     ground = seen.ground[:, 0]
-    return float(np.hypot(np.std(ground), np.std(ground + _bodies(seen)[:, 0])) / np.sqrt(2))
+    return float(np.hypot(np.std(ground), np.std(ground + seen.bodies[:, 0])) / np.sqrt(2))
 
 
 def _pace(track: np.ndarray, scene: Scene, motion: str, speed: str) -> float:

@@ -207,18 +207,18 @@ class Trainer(WatchedTraining):
         clips have in common then cancels."""
         algorithm, first = self.algorithm, self.context.world.rank * len(advantages)
         together = self.config.group_size if algorithm.iso_temporal else 1
+        keys = [(self.context.seed, self.update, (first + clip) // together) for clip in range(len(advantages))]
+        steps = self.sampler.steps
+        orders = torch.stack([torch.randperm(steps, generator=generator("nft level", *key)) for key in keys])
         for repeat in range(algorithm.nft_levels):
             start = 0
             for found in rollouts:
-                clips = range(start, start + len(found.latents))
+                clips = slice(start, start + len(found.latents))
                 start = clips.stop
-                keys = [(self.context.seed, self.update, (first + clip) // together) for clip in clips]
-                grid = self.sampler.grid[:-1].to(found.latents)
-                orders = [torch.randperm(len(grid), generator=generator("nft level", *key)) for key in keys]
-                levels = torch.stack([grid[order[repeat % len(grid)]] for order in orders])
-                sources = [generator("nft noise", *key, repeat) for key in keys]
+                levels = self.sampler.grid[orders[clips, repeat % steps]].to(found.latents)
+                sources = [generator("nft noise", *key, repeat) for key in keys[clips]]
                 noise = torch.stack([torch.randn(found.latents.shape[1:], generator=g) for g in sources])
-                worth, noise = advantages[clips.start : clips.stop].to(levels), noise.to(found.latents)
+                worth, noise = advantages[clips].to(levels), noise.to(found.latents)
                 loss = forward_process_loss(self.model, found, worth, levels, noise, algorithm, told)
                 yield loss / algorithm.nft_levels
 
