@@ -138,6 +138,12 @@ def test_simulated_raters_know_the_miniatures_words_alone(tmp_path, model):
     assert found["reward"].sentence == found["dpo"].sentence == "left out until the lines above pass."
 
 
+def test_models_that_make_clips_for_simulated_raters_must_be_there(tmp_path, model):
+    others = SIMULATED | {"models": ["parent", "miniature", str(tmp_path / "gone")]}
+    said = failed(recipe(others, reward=REWARD), model)["votes.sources.0"]
+    assert said.startswith("votes.sources.0.models: ") and str(tmp_path / "gone") in said
+
+
 def test_votes_of_people_are_counted_and_their_clips_decoded(people, model):
     def tested(votes: list[Vote]) -> list[Vote]:
         gold = [replace(found, kind="gold", expected="good") for found in votes[:12]]

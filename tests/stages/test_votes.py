@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reelign.data.clip import write_clip
+from miniatures import thin_miniature
+from reelign.data.clip import read_clip, write_clip
 from reelign.feedback.vote import read_votes, write_votes
 from reelign.stages.votes import VotesConfig, run_votes
 from voting import context, vote
@@ -34,13 +35,32 @@ def collect(folder: Path, *sources: object) -> Path:
     return run_votes(context(folder), VotesConfig.model_validate({"sources": list(sources)}))
 
 
-def test_both_clips_of_a_simulated_pair_are_of_one_model_and_there_is_nothing_to_compare(tmp_path: Path) -> None:
+def test_both_clips_of_a_simulated_pair_are_the_parents_and_there_is_nothing_to_compare(tmp_path: Path) -> None:
     path = collect(tmp_path, SIMULATED)
     votes = read_votes(path)
     assert {side.model for found in votes for side in (found.a, found.b)} == {"miniature"}
     assert len({found.pair for found in votes}) == 3 and {found.source for found in votes} == {"simulated"}
     assert all(Path(found.a.clip).is_file() and found.a.clip != found.b.clip for found in votes)
     assert not (path.parent / "report.html").exists()
+
+
+def test_clips_of_simulated_pairs_are_of_the_models_that_are_named_and_as_each_makes_them(tmp_path: Path) -> None:
+    thin = thin_miniature()
+    both = read_votes(collect(tmp_path / "both", SIMULATED | {"pairs": 8, "models": ["parent", str(thin)]}))
+    alone = read_votes(collect(tmp_path / "alone", SIMULATED | {"pairs": 8}))
+    sides = [
+        (found, other, side)
+        for found, other in zip(both, alone, strict=True)
+        for side in ("a", "b")
+        if found.axis == "overall"
+    ]
+    models = [getattr(found, side).model for found, _, side in sides]
+    assert set(models) == {"miniature", thin.name} and len({(v.a.model, v.b.model) for v in both}) > 2
+    for model, (found, other, side) in zip(models, sides, strict=True):
+        one, same = (read_clip(Path(getattr(vote, side).clip), "").frames.astype(float) for vote in (found, other))
+        assert (np.abs(one - same).mean() < 1) == (model == "miniature")  # the same noise, and the model that was drawn
+    report = json.loads((tmp_path / "both/report.json").read_text(encoding="utf-8"))
+    assert report["votes"] == sum(v.a.model != v.b.model for v in both)
 
 
 def test_votes_on_two_models_get_a_page_to_which_pairs_of_one_model_add_nothing(tmp_path: Path, given: Path) -> None:

@@ -26,6 +26,7 @@ from reelign.feedback.collected import collected
 from reelign.feedback.vote import AXES, Axis, Vote, missing_clips
 from reelign.miniature.captions import read_prompt
 from reelign.models.base import VideoModel
+from reelign.models.load import load_model
 from reelign.recipe import Recipe
 from reelign.rewards.miniature import MiniatureReward
 from reelign.rewards.vlm_template import checked_template, default_template
@@ -35,7 +36,7 @@ from reelign.stages.dpo import DpoConfig
 from reelign.stages.preferences import Preferences, preferences
 from reelign.stages.reward import Part, RewardConfig, parts_of
 from reelign.stages.sources import LEVELS
-from reelign.stages.votes import SimulatedVotes, VotesConfig, VotesOfPeople
+from reelign.stages.votes import PARENT, SimulatedVotes, VotesConfig, VotesOfPeople
 from reelign.train.parallel import World
 
 DECODED = 32
@@ -141,6 +142,11 @@ def _simulated(recipe: Recipe, source: SimulatedVotes, key: str, model: VideoMod
             f"{key}.prompts: {len(strange)} of {len(kept)} say something that is not in the miniature's words, first "
             f"{strange[0]!r}. Simulated raters know the miniature's world alone: ask for that, or ask people."
         )
+    for name in dict.fromkeys(name for name in source.models if name not in (PARENT, recipe.model)):
+        try:
+            load_model(name, dtype=recipe.dtype, device="cpu")
+        except ReelignError as error:
+            raise ReelignError(f"{key}.models: {error}") from error
     votes_memory(recipe, source, key, model)
     asked = Counter(prompt.text for prompt in drawn(build_prompts(source.prompts), range(source.pairs), recipe.seed))
     expected.simulated = True

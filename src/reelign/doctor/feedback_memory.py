@@ -37,14 +37,16 @@ TRAINED_BYTES = 20
 
 
 def votes_memory(recipe: Recipe, source: SimulatedVotes, key: str, model: VideoModel) -> None:
-    """Whether the clips of a batch of pairs fit beside the model that makes them.
+    """Whether the clips of a batch of pairs fit beside the models that make them.
 
     Raises:
         ReelignError: they do not.
     """
     width = width_of(recipe.dtype)
-    clips = 2 * min(source.batch_size, source.pairs)
-    need = parameters(model) * width + frozen_bytes(model) + rendering_bytes(recipe.battery, model, clips, width)
+    clips, models = 2 * min(source.batch_size, source.pairs), len(set(source.models))
+    need = models * (parameters(model) * width + frozen_bytes(model)) + rendering_bytes(
+        recipe.battery, model, clips, width
+    )
     have = free_memory()
     sentence = f"about {need / GIB:.1f} GiB to sample {clips} clips at once, {have / GIB:.1f} GiB free."
     fitting(sentence, need, have, f"Lower {key}.batch_size.")

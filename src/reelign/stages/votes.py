@@ -1,17 +1,17 @@
-"""Votes of a run: those of people, read from files, and those of simulated raters on clips that the parent makes.
+"""Votes of a run: those of people, read from files, and those of simulated raters on clips that are made for them.
 
 A simulated rater knows the scores of the miniature's training judge, with noise: it stands for people wherever nobody
 is there to ask, and is called simulated in every record. The evaluation judge stays out of its reach, so that what is
 learned from votes is judged by somebody who never voted.
 
     votes/votes.jsonl   clips/PAIR-a.mp4, PAIR-b.mp4   parts/ (what was made before an interruption)
-    votes/report.html   report.json (where votes compare models; both clips of a simulated pair are of one)
+    votes/report.html   report.json (where votes compare models; of pairs of one model there is nothing to compare)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -37,6 +37,7 @@ from reelign.stages.asked import PromptSource, build_prompts, drawn
 from reelign.stages.context import StageContext
 
 VOTES, PAGE = "votes.jsonl", "report.html"
+PARENT = "parent"
 
 
 class VotesOfPeople(BaseModel):
@@ -48,11 +49,17 @@ class VotesOfPeople(BaseModel):
 
 
 class SimulatedVotes(BaseModel):
-    """Simulated raters look at pairs of clips of the parent. Only the miniature's prompts can be judged so."""
+    """Simulated raters look at pairs of clips made for them. Only the miniature's prompts can be judged so."""
 
     model_config = ConfigDict(extra="forbid")
     kind: Literal["simulated"]
     prompts: list[PromptSource] = Field(min_length=1, description="What is asked for.")
+    models: list[str] = Field(
+        default=[PARENT],
+        min_length=1,
+        description="Who makes the clips, drawn for each: `parent` is the model the stage starts from, any other word "
+        "a name or folder as the recipe's `model`. Pairs of two models differ in more than those of one.",
+    )
     pairs: int = Field(default=1000, ge=1, description="Pairs of clips; the two differ in their noise.")
     raters: int = Field(default=1, ge=1, description="Raters who see each pair.")
     rater: RaterConfig = Field(default_factory=RaterConfig, description="How they vote.")
@@ -115,12 +122,23 @@ def _called(parent: str) -> str:
     return place.parent.name if place.name == "model" else place.name
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """One clip of a pair: which pair, which of its two clips, what it shows, and who makes it."""
+
+    place: int
+    number: int
+    prompt: str
+    model: str
+
+
 class _Simulation:
-    """Pairs of clips of the parent, and what simulated raters say of them; batch after batch, each kept when made."""
+    """Pairs of clips, and what simulated raters say of them; batch after batch, each kept when made."""
 
     def __init__(self, context: StageContext, config: SimulatedVotes, number: int) -> None:
         self.context, self.config, self.number = context, config, number
         self.parts = context.folder / "parts"
+        self.models: dict[str, VideoModel] = {}
 
     def votes(self) -> list[Vote]:
         """All votes; the ranks share the batches that are not made yet."""
@@ -137,8 +155,11 @@ class _Simulation:
 
     def _make(self, starts: Sequence[int], prompts: Sequence[ListedPrompt]) -> None:
         context, config = self.context, self.config
-        model = load_model(context.parent, dtype=context.dtype, device=context.world.device)
-        judge, sampler = MiniatureReward(), config.sampler or own_sampler(model) or context.sampler
+        names = [context.parent if name == PARENT else name for name in config.models]
+        self.models = {
+            name: load_model(name, dtype=context.dtype, device=context.world.device) for name in dict.fromkeys(names)
+        }
+        judge = MiniatureReward()
         with context.ledger.phase("votes") as cost:
             for done, start in enumerate(starts, 1):
                 if context.interrupt.requested:
@@ -146,9 +167,14 @@ class _Simulation:
                         f"stopped after {done - 1} of {len(starts)} batches of pairs; the same command goes on."
                     )
                 places = range(start, min(start + config.batch_size, config.pairs))
-                listed = drawn(list(prompts), places, context.seed)
-                frames, nfe = self._clips(model, sampler, places, listed)
-                pairs = self._judged(judge, places, listed, frames)
+                asked = zip(places, drawn(list(prompts), places, context.seed), strict=True)
+                sides = [
+                    _Asked(place, side, prompt.text, self._made_by(names, place, side))
+                    for place, prompt in asked
+                    for side in range(2)
+                ]
+                frames, nfe = self._clips(sides)
+                pairs = self._judged(judge, sides, frames)
                 write_votes(
                     self._place(start),
                     [
@@ -156,33 +182,35 @@ class _Simulation:
                         for vote in simulated_votes(pairs, config.raters, config.rater, context.seed)
                     ],
                 )
-                cost.nfe, cost.clips = cost.nfe + nfe, cost.clips + 2 * len(places)
+                cost.nfe, cost.clips = cost.nfe + nfe, cost.clips + len(sides)
                 context.progress("votes: pairs", done, len(starts), "simulated raters")
 
-    def _clips(
-        self, model: VideoModel, sampler: SampleConfig, places: range, listed: Sequence[ListedPrompt]
-    ) -> tuple[np.ndarray, int]:
-        """Frames uint8 (pairs * 2, T, H, W, 3), the two of a pair after each other, and the network evaluations."""
-        size = self.context.battery
-        shape = model.latent_shape(size.frames, size.height, size.width)
-        keys = [(self.context.seed, f"votes {self.number} {place}", side) for place in places for side in range(2)]
-        texts = [prompt.text for prompt in listed for _ in range(2)]
-        conditions = model.encode_text(texts)
-        negative = model.encode_text([sampler.negative_prompt] * len(texts))
-        sampled = sample(model, conditions, initial_noise(keys, shape).to(model.device), sampler, negative=negative)
-        return model.decode(sampled.latents).cpu().numpy(), sampled.nfe
+    def _made_by(self, names: Sequence[str], place: int, side: int) -> str:
+        source = np.random.default_rng((self.context.seed, self.number, place, side))
+        return names[int(source.integers(len(names)))]
 
-    def _judged(
-        self, judge: Reward, places: range, listed: Sequence[ListedPrompt], frames: np.ndarray
-    ) -> list[ScoredPair]:
-        fps, found, model = self.context.battery.fps, [], _called(self.context.parent)
-        for place, prompt, (one, other) in zip(places, listed, frames.reshape(-1, 2, *frames.shape[1:]), strict=True):
-            name, sides = f"{self.number}-{place:06d}", []
-            for side, video in (("a", one), ("b", other)):
-                path = self.context.folder / "clips" / f"{name}-{side}.mp4"
-                write_clip(path, video, fps)
-                scores = judge([Clip(video, fps, prompt.text, path.stem)])
-                sides.append((Shown(model, str(path)), {axis: float(values[0]) for axis, values in scores.items()}))
-            (a, scores_a), (b, scores_b) = sides
-            found.append(ScoredPair(name, prompt.text, a, b, scores_a, scores_b))
-        return found
+    def _clips(self, sides: Sequence[_Asked]) -> tuple[np.ndarray, int]:
+        """Frames uint8 (sides, T, H, W, 3) and the network evaluations; each model makes its own in one batch."""
+        size, found, nfe = self.context.battery, {}, 0
+        for name in dict.fromkeys(side.model for side in sides):
+            model, own = self.models[name], [side for side in sides if side.model == name]
+            sampler = self.config.sampler or own_sampler(model) or self.context.sampler
+            keys = [(self.context.seed, f"votes {self.number} {side.place}", side.number) for side in own]
+            noise = initial_noise(keys, model.latent_shape(size.frames, size.height, size.width)).to(model.device)
+            negative = model.encode_text([sampler.negative_prompt] * len(own))
+            sampled = sample(model, model.encode_text([side.prompt for side in own]), noise, sampler, negative=negative)
+            found |= zip(own, model.decode(sampled.latents).cpu().numpy(), strict=True)
+            nfe += sampled.nfe
+        return np.stack([found[side] for side in sides]), nfe
+
+    def _judged(self, judge: Reward, sides: Sequence[_Asked], frames: np.ndarray) -> list[ScoredPair]:
+        fps, found = self.context.battery.fps, []
+        for side, video in zip(sides, frames, strict=True):
+            path = self.context.folder / "clips" / f"{self.number}-{side.place:06d}-{'ab'[side.number]}.mp4"
+            write_clip(path, video, fps)
+            scores = judge([Clip(video, fps, side.prompt, path.stem)])
+            found.append((Shown(_called(side.model), str(path)), {axis: float(row[0]) for axis, row in scores.items()}))
+        return [
+            ScoredPair(f"{self.number}-{side.place:06d}", side.prompt, a, b, scores_a, scores_b)
+            for side, (a, scores_a), (b, scores_b) in zip(sides[::2], found[::2], found[1::2], strict=True)
+        ]
