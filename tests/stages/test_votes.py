@@ -46,7 +46,8 @@ def test_both_clips_of_a_simulated_pair_are_the_parents_and_there_is_nothing_to_
 
 def test_clips_of_simulated_pairs_are_of_the_models_that_are_named_and_as_each_makes_them(tmp_path: Path) -> None:
     thin = thin_miniature()
-    both = read_votes(collect(tmp_path / "both", SIMULATED | {"pairs": 8, "models": ["parent", str(thin)]}))
+    path = collect(tmp_path / "both", SIMULATED | {"pairs": 8, "models": ["parent", str(thin)]})
+    both = read_votes(path)
     alone = read_votes(collect(tmp_path / "alone", SIMULATED | {"pairs": 8}))
     sides = [
         (found, other, side)
@@ -59,7 +60,7 @@ def test_clips_of_simulated_pairs_are_of_the_models_that_are_named_and_as_each_m
     for model, (found, other, side) in zip(models, sides, strict=True):
         one, same = (read_clip(Path(getattr(vote, side).clip), "").frames.astype(float) for vote in (found, other))
         assert (np.abs(one - same).mean() < 1) == (model == "miniature")  # the same noise, and the model that was drawn
-    report = json.loads((tmp_path / "both/report.json").read_text(encoding="utf-8"))
+    report = json.loads((path.parent / "report.json").read_text(encoding="utf-8"))
     assert report["votes"] == sum(v.a.model != v.b.model for v in both)
 
 
