@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import math
 import tempfile
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "reelign-nft: at five levels": {"preset": "reelign-nft", "nft_levels": 5},
     "reelign-nft: at all ten levels": {"preset": "reelign-nft", "nft_levels": 10},
 }
-ALL_AXES: dict[str, float] = dict.fromkeys(map(str, AXES), 1.0)
+Weights = dict[str, float]
+ALL_AXES: Weights = dict.fromkeys(map(str, AXES), 1.0)
 EPSILONS = (1e-8, 1e-5, 1e-4, 1e-3)
 
 
@@ -76,18 +78,8 @@ def variant(recipe: Recipe, change: dict[str, Any]) -> Algorithm:
 
 def measured(recipe: Recipe, change: dict[str, Any], sets: int) -> dict[str, Any]:
     """Agreement of the gradients of some sets, plain and after Adam's division."""
-    algorithm = variant(recipe, change)
-    ours, theirs = [], []
-    with tempfile.TemporaryDirectory() as folder:
-        taught = trainer(recipe, algorithm, Path(folder))
-        for taught.update in range(sets):
-            rollouts, rewards, held_out = judged_groups(taught)
-            for found, scores, weights in (
-                (ours, rewards, taught.rewards.weights),
-                (theirs, held_out, ALL_AXES),
-            ):
-                worth = group_advantages(scores, weights, algorithm.denominator, algorithm.advantage_bound)
-                found.append(gradient(taught, rollouts, taught.own(worth)))
+    found, theirs = gradients(recipe, variant(recipe, change), sets, lambda weights: {"all": weights})
+    ours = found["all"]
     root = torch.stack(ours).square().mean(0).sqrt()
     divided = {eps: [[g / (root + eps) for g in part] for part in (ours, theirs)] for eps in EPSILONS}
     return {
@@ -101,16 +93,7 @@ def measured(recipe: Recipe, change: dict[str, Any], sets: int) -> dict[str, Any
 def apart(recipe: Recipe, sets: int) -> dict[str, dict[str, Any]]:
     """Agreement of the gradients of `reelign-nft`, each dimension of the reward alone."""
     algorithm = variant(recipe, {"preset": "reelign-nft"})
-    theirs: list[Tensor] = []
-    with tempfile.TemporaryDirectory() as folder:
-        taught = trainer(recipe, algorithm, Path(folder))
-        ours: dict[str, list[Tensor]] = {name: [] for name in taught.rewards.weights}
-        for taught.update in range(sets):
-            rollouts, rewards, held_out = judged_groups(taught)
-            told = [(rewards, {name: 1.0}, ours[name]) for name in ours]
-            for scores, weights, found in [*told, (held_out, ALL_AXES, theirs)]:
-                worth = group_advantages(scores, weights, algorithm.denominator, algorithm.advantage_bound)
-                found.append(gradient(taught, rollouts, taught.own(worth)))
+    ours, theirs = gradients(recipe, algorithm, sets, lambda weights: {name: {name: 1.0} for name in weights})
     return {
         name: {
             "length": float(np.mean([float(gradient.norm()) for gradient in found])),
@@ -119,6 +102,25 @@ def apart(recipe: Recipe, sets: int) -> dict[str, dict[str, Any]]:
         }
         for name, found in ours.items()
     }
+
+
+def gradients(
+    recipe: Recipe, algorithm: Algorithm, sets: int, weighed: Callable[[Weights], dict[str, Weights]]
+) -> tuple[dict[str, list[Tensor]], list[Tensor]]:
+    """Of some sets of groups: the gradients of every weighting that `weighed` makes of the recipe's, by its name, and
+    those of the evaluation judge."""
+    with tempfile.TemporaryDirectory() as folder:
+        taught = trainer(recipe, algorithm, Path(folder))
+        asked = weighed(taught.rewards.weights)
+        ours: dict[str, list[Tensor]] = {name: [] for name in asked}
+        theirs: list[Tensor] = []
+        for taught.update in range(sets):
+            rollouts, rewards, held_out = judged_groups(taught)
+            told = [(rewards, weights, ours[name]) for name, weights in asked.items()]
+            for scores, weights, found in [*told, (held_out, ALL_AXES, theirs)]:
+                worth = group_advantages(scores, weights, algorithm.denominator, algorithm.advantage_bound)
+                found.append(gradient(taught, rollouts, taught.own(worth)))
+    return ours, theirs
 
 
 def judged_groups(taught: Trainer) -> tuple[list[Rollout], dict[str, Tensor], dict[str, Tensor]]:

@@ -29,6 +29,13 @@ def environment(**extra: str) -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"} | extra
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def run(arguments: Sequence[str | Path], **extra: str) -> subprocess.CompletedProcess[str]:
     """Run `reelign ARGUMENTS` to its end."""
     with tempfile.TemporaryDirectory() as folder:
@@ -44,9 +51,7 @@ def run(arguments: Sequence[str | Path], **extra: str) -> subprocess.CompletedPr
 
 def run_ranks(ranks: int, arguments: Sequence[str | Path], **extra: str) -> subprocess.CompletedProcess[str]:
     """Run `reelign ARGUMENTS` on several ranks of this machine. When one fails the others are ended, as by torchrun."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     sizes = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
     with tempfile.TemporaryDirectory() as folder:
         places = [(Path(folder) / f"out-{rank}", Path(folder) / f"err-{rank}") for rank in range(ranks)]

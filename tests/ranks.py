@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from forks import free_port
 from reelign.train.checkpoint import Checkpoints
 from reelign.train.ema import Ema
 from reelign.train.optim import OptimConfig, Optimizer
@@ -144,9 +144,7 @@ def run_ranks(ranks: int, job: Job) -> list[dict[str, Any]]:
     """Run a job on real processes that talk over gloo; what each rank saw."""
     folder = Path(job.folder)
     (folder / "job.json").write_text(json.dumps(asdict(job)), encoding="utf-8")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     common = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     processes = [
         subprocess.Popen(

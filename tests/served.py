@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from forks import Fork
+from forks import Fork, free_port
 from reelign.data.endpoint import EndpointError, exchange
 
 
 @contextmanager
 def served(folder: Path, *arguments: str | Path) -> Iterator[tuple[Fork, int]]:
     """`reelign ARGUMENTS --port PORT` and its port; killed at the end if it is still there."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     fork, until = Fork(folder, *arguments, "--port", str(port)), time.monotonic() + 120
     try:
         while True:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from forks import environment
+from forks import environment, free_port
 from reelign.data.clip import write_clip
 from reelign.feedback.entrants import Entrant, Sample
 from reelign.feedback.study import Study, StudySettings, add_raters, make_study
@@ -63,9 +62,7 @@ def study(
 @contextmanager
 def served(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server of the study, from its first answer on; killed at the end."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-c", SERVE, str(folder), str(port)],
         env=environment(),

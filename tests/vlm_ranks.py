@@ -1,7 +1,6 @@
 """A vision-language model that is fitted to votes, on one rank (`update`) or several processes (`update_on_ranks`)."""
 
 import os
-import socket
 from pathlib import Path
 from unittest import mock
 
@@ -9,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forks import SERVER, environment
+from forks import SERVER, environment, free_port
 from reelign.data.clip import Clip
 from reelign.flow.ties import tie_nll
 from reelign.rewards.vlm_network import VlmLora, VlmNetwork, VlmNetworkConfig
@@ -44,9 +43,7 @@ def update(base: Path) -> dict[str, Tensor]:
 
 def update_on_ranks(ranks: int, base: Path, out: Path) -> list[dict[str, Tensor]]:
     """What each of several real processes is left with."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     common = environment(CUDA_VISIBLE_DEVICES="", MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE=str(ranks))
     processes = []
     with mock.patch.dict(os.environ, environment(CUDA_VISIBLE_DEVICES="")):  # of the server, when this starts it

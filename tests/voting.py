@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
 
-from forks import SERVER
+from forks import SERVER, free_port
 from reelign.data.clip import write_clip
 from reelign.evaluate.battery import BatteryConfig, generate_batch
 from reelign.feedback.vote import Axis, Kind, Shown, Verdict, Vote, read_votes
@@ -90,9 +89,7 @@ def context(folder: Path, world: World = ALONE) -> StageContext:
 
 def in_ranks(work: Callable[..., None], *arguments: object, ranks: int) -> Sequence[BaseProcess]:
     """Begin `work(world, *arguments)` on one rank or several, each in a process of its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks), "CUDA_VISIBLE_DEVICES": ""}
     processes = [
         SERVER.Process(target=_rank, args=(work, arguments, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}))
