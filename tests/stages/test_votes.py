@@ -9,9 +9,9 @@ import pytest
 
 from miniatures import thin_miniature
 from reelign.data.clip import read_clip, write_clip
-from reelign.feedback.vote import read_votes, write_votes
+from reelign.feedback.vote import Vote, read_votes, write_votes
 from reelign.stages.votes import VotesConfig, run_votes
-from voting import context, vote
+from voting import SAMPLER, context, vote
 
 SIMULATED = {"kind": "simulated", "prompts": [{"kind": "miniature", "count": 2}], "pairs": 3, "batch_size": 2}
 
@@ -29,6 +29,16 @@ def given(tmp_path: Path) -> Path:
     ]
     write_votes(tmp_path / "given.jsonl", [replace(found, source="person") for found in votes])
     return tmp_path / "given.jsonl"
+
+
+def alike(votes: list[Vote], others: list[Vote]) -> list[bool]:
+    """Whether each clip of the pairs, two after each other, is that of the other votes but for rounding."""
+
+    def clips(votes: list[Vote]) -> list[np.ndarray]:
+        shown = [side for one in votes if one.axis == "overall" for side in (one.a, one.b)]
+        return [read_clip(Path(side.clip), "").frames.astype(float) for side in shown]
+
+    return [bool(np.abs(one - other).mean() < 1) for one, other in zip(clips(votes), clips(others), strict=True)]
 
 
 def collect(folder: Path, *sources: object) -> Path:
@@ -49,19 +59,21 @@ def test_clips_of_simulated_pairs_are_of_the_models_that_are_named_and_as_each_m
     path = collect(tmp_path / "both", SIMULATED | {"pairs": 8, "models": ["parent", str(thin)]})
     both = read_votes(path)
     alone = read_votes(collect(tmp_path / "alone", SIMULATED | {"pairs": 8}))
-    sides = [
-        (found, other, side)
-        for found, other in zip(both, alone, strict=True)
-        for side in ("a", "b")
-        if found.axis == "overall"
-    ]
-    models = [getattr(found, side).model for found, _, side in sides]
+    models = [side.model for found in both if found.axis == "overall" for side in (found.a, found.b)]
     assert set(models) == {"miniature", thin.name} and len({(v.a.model, v.b.model) for v in both}) > 2
-    for model, (found, other, side) in zip(models, sides, strict=True):
-        one, same = (read_clip(Path(getattr(vote, side).clip), "").frames.astype(float) for vote in (found, other))
-        assert (np.abs(one - same).mean() < 1) == (model == "miniature")  # the same noise, and the model that was drawn
+    assert alike(both, alone) == [
+        model == "miniature" for model in models
+    ]  # the same noise, by the model that was drawn
     report = json.loads((path.parent / "report.json").read_text(encoding="utf-8"))
     assert report["votes"] == sum(v.a.model != v.b.model for v in both)
+
+
+def test_clips_of_simulated_pairs_are_sampled_in_all_the_ways_that_are_named(tmp_path: Path) -> None:
+    ways = [SAMPLER.model_dump(), SAMPLER.model_copy(update={"steps": 4}).model_dump()]
+    mixed = read_votes(collect(tmp_path / "mixed", SIMULATED | {"pairs": 8, "samplers": ways}))
+    alone = read_votes(collect(tmp_path / "alone", SIMULATED | {"pairs": 8}))
+    found = alike(mixed, alone)
+    assert 4 <= sum(found) <= 12 and len({*zip(found[::2], found[1::2], strict=True)}) > 2
 
 
 def test_votes_on_two_models_get_a_page_to_which_pairs_of_one_model_add_nothing(tmp_path: Path, given: Path) -> None:

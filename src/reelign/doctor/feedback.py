@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from reelign.models.load import load_model
 from reelign.recipe import Recipe
 from reelign.rewards.miniature import MiniatureReward
 from reelign.rewards.vlm_template import checked_template, default_template
-from reelign.sampling.sample import own_sampler
+from reelign.sampling.sample import SampleConfig, own_sampler
 from reelign.stages.asked import build_prompts, drawn
 from reelign.stages.dpo import DpoConfig
 from reelign.stages.preferences import Preferences, preferences
@@ -153,8 +153,8 @@ def _simulated(recipe: Recipe, source: SimulatedVotes, key: str, model: VideoMod
     for axis in SIMULATED_AXES:
         for text, pairs in asked.items():
             expected.plain[axis, text] += source.raters * pairs
-    sampler = source.sampler or own_sampler(model) or recipe.sampler
-    evaluations = 2 * source.pairs * sampler.evaluations
+    samplers = source.samplers or [own_sampler(model) or recipe.sampler]
+    evaluations = round(2 * source.pairs * sum(sampler.evaluations for sampler in samplers) / len(samplers))
     hours = evaluations * operations(recipe.battery, model) / CPU_RATE / 3600
     said += unread(kept, model)
     if source.pairs < len(kept):
@@ -162,9 +162,13 @@ def _simulated(recipe: Recipe, source: SimulatedVotes, key: str, model: VideoMod
     votes = source.raters * source.pairs * len(SIMULATED_AXES)
     return (
         f"{'; '.join(said)}. {source.pairs:,} pairs and {votes:,} simulated votes on {', '.join(SIMULATED_AXES)}; "
-        f"their clips take {rounded(evaluations)} network evaluations, {sampler.steps} {sampler.solver} steps each "
+        f"their clips take {rounded(evaluations)} network evaluations, {_steps(samplers)} each "
         f"(two CPU cores: about {hours:.1g} hours)."
     )
+
+
+def _steps(samplers: Sequence[SampleConfig]) -> str:
+    return " or ".join(dict.fromkeys(f"{sampler.steps} {sampler.solver} steps" for sampler in samplers))
 
 
 def _prompts(recipe: Recipe, expected: Expected) -> str:

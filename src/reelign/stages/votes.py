@@ -63,8 +63,10 @@ class SimulatedVotes(BaseModel):
     pairs: int = Field(default=1000, ge=1, description="Pairs of clips; the two differ in their noise.")
     raters: int = Field(default=1, ge=1, description="Raters who see each pair.")
     rater: RaterConfig = Field(default_factory=RaterConfig, description="How they vote.")
-    sampler: SampleConfig | None = Field(
-        default=None, description="How the clips are sampled; as in deployment if empty."
+    samplers: list[SampleConfig] = Field(
+        default=[],
+        description="How the clips are sampled, drawn for each; all as in deployment if empty. Clips of other steps "
+        "and guidance differ in looks, which those of one sampler hardly do.",
     )
     batch_size: int = Field(default=16, ge=1, description="Pairs that are sampled at once.")
 
@@ -124,12 +126,13 @@ def _called(parent: str) -> str:
 
 @dataclass(frozen=True)
 class _Asked:
-    """One clip of a pair: which pair, which of its two clips, what it shows, and who makes it."""
+    """One clip of a pair: which pair, which of its two clips, what it shows, who makes it, and how."""
 
     place: int
     number: int
     prompt: str
     model: str
+    sampler: SampleConfig
 
 
 class _Simulation:
@@ -168,11 +171,7 @@ class _Simulation:
                     )
                 places = range(start, min(start + config.batch_size, config.pairs))
                 asked = zip(places, drawn(list(prompts), places, context.seed), strict=True)
-                sides = [
-                    _Asked(place, side, prompt.text, self._made_by(names, place, side))
-                    for place, prompt in asked
-                    for side in range(2)
-                ]
+                sides = [self._asked(place, side, prompt.text, names) for place, prompt in asked for side in range(2)]
                 frames, nfe = self._clips(sides)
                 pairs = self._judged(judge, sides, frames)
                 write_votes(
@@ -185,23 +184,29 @@ class _Simulation:
                 cost.nfe, cost.clips = cost.nfe + nfe, cost.clips + len(sides)
                 context.progress("votes: pairs", done, len(starts), "simulated raters")
 
-    def _made_by(self, names: Sequence[str], place: int, side: int) -> str:
-        source = np.random.default_rng((self.context.seed, self.number, place, side))
-        return names[int(source.integers(len(names)))]
+    def _asked(self, place: int, side: int, prompt: str, names: Sequence[str]) -> _Asked:
+        """A clip by a model and a sampler that are drawn for it."""
+        source, samplers = np.random.default_rng((self.context.seed, self.number, place, side)), self.config.samplers
+        model = names[int(source.integers(len(names)))]
+        own = samplers[int(source.integers(len(samplers)))] if samplers else own_sampler(self.models[model])
+        return _Asked(place, side, prompt, model, own or self.context.sampler)
 
     def _clips(self, sides: Sequence[_Asked]) -> tuple[np.ndarray, int]:
-        """Frames uint8 (sides, T, H, W, 3) and the network evaluations; each model makes its own in one batch."""
+        """Frames uint8 (sides, T, H, W, 3) and the network evaluations; a model and a sampler make a batch."""
         size, found, nfe = self.context.battery, {}, 0
-        for name in dict.fromkeys(side.model for side in sides):
-            model, own = self.models[name], [side for side in sides if side.model == name]
-            sampler = self.config.sampler or own_sampler(model) or self.context.sampler
+        batches: dict[str, list[_Asked]] = {}
+        for side in sides:
+            batches.setdefault(f"{side.model} {side.sampler}", []).append(side)
+        for own in batches.values():
+            model, sampler = self.models[own[0].model], own[0].sampler
             keys = [(self.context.seed, f"votes {self.number} {side.place}", side.number) for side in own]
             noise = initial_noise(keys, model.latent_shape(size.frames, size.height, size.width)).to(model.device)
             negative = model.encode_text([sampler.negative_prompt] * len(own))
             sampled = sample(model, model.encode_text([side.prompt for side in own]), noise, sampler, negative=negative)
-            found |= zip(own, model.decode(sampled.latents).cpu().numpy(), strict=True)
+            made = model.decode(sampled.latents).cpu().numpy()
+            found |= {(side.place, side.number): frames for side, frames in zip(own, made, strict=True)}
             nfe += sampled.nfe
-        return np.stack([found[side] for side in sides]), nfe
+        return np.stack([found[side.place, side.number] for side in sides]), nfe
 
     def _judged(self, judge: Reward, sides: Sequence[_Asked], frames: np.ndarray) -> list[ScoredPair]:
         fps, found = self.context.battery.fps, []
