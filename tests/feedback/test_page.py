@@ -171,6 +171,8 @@ def answer(page: Page, keys: str = "1231") -> None:
 
 
 def check(page: Page) -> None:
+    """What fades in is looked at when it is there: half of the way its contrast is half."""
+    page.wait_for_function("!document.getAnimations().some(animation => animation.playState === 'running')")
     found = Axe().run(page)
     assert found.violations_count == 0, found.generate_report()
 
