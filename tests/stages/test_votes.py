@@ -61,9 +61,7 @@ def test_clips_of_simulated_pairs_are_of_the_models_that_are_named_and_as_each_m
     alone = read_votes(collect(tmp_path / "alone", SIMULATED | {"pairs": 8}))
     models = [side.model for found in both if found.axis == "overall" for side in (found.a, found.b)]
     assert set(models) == {"miniature", thin.name} and len({(v.a.model, v.b.model) for v in both}) > 2
-    assert alike(both, alone) == [
-        model == "miniature" for model in models
-    ]  # the same noise, by the model that was drawn
+    assert alike(both, alone) == [model == "miniature" for model in models]  # of one noise, by the model that was drawn
     report = json.loads((path.parent / "report.json").read_text(encoding="utf-8"))
     assert report["votes"] == sum(v.a.model != v.b.model for v in both)
 

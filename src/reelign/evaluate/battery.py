@@ -24,7 +24,7 @@ from reelign.miniature.judge import judge
 from reelign.miniature.judgement import AXES
 from reelign.miniature.world import FPS, FRAMES, SIDE, Scene, scenes
 from reelign.models.base import VideoModel
-from reelign.sampling.noise import initial_noise
+from reelign.sampling.noise import NoiseKey, initial_noise
 from reelign.sampling.sample import SampleConfig, sample
 
 Split = Literal["validation", "test"]
@@ -148,10 +148,17 @@ def generate_batch(
     Returns:
         frames uint8 (B, T, H, W, 3), and the network evaluations spent.
     """
-    shape = model.latent_shape(size.frames, size.height, size.width)
-    noise = initial_noise([(seed, name, 0) for _, name in prompts], shape)
-    conditions = model.encode_text([text for text, _ in prompts])
-    negative = model.encode_text([sampler.negative_prompt] * len(prompts))
+    keys: list[NoiseKey] = [(seed, name, 0) for _, name in prompts]
+    return generate_keyed(model, [text for text, _ in prompts], keys, size, sampler)
+
+
+def generate_keyed(
+    model: VideoModel, texts: Sequence[str], keys: Sequence[NoiseKey], size: BatteryConfig, sampler: SampleConfig
+) -> tuple[np.ndarray, int]:
+    """The same for prompts whose noise has keys of the caller's."""
+    noise = initial_noise(keys, model.latent_shape(size.frames, size.height, size.width))
+    conditions = model.encode_text(texts)
+    negative = model.encode_text([sampler.negative_prompt] * len(texts))
     sampled = sample(model, conditions, noise.to(model.device), sampler, negative=negative)
     return model.decode(sampled.latents).cpu().numpy(), sampled.nfe
 

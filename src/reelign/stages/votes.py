@@ -10,7 +10,7 @@ learned from votes is judged by somebody who never voted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from reelign.data.clip import Clip, write_clip
 from reelign.data.prompts import ListedPrompt
 from reelign.errors import ReelignError
+from reelign.evaluate.battery import generate_keyed
 from reelign.feedback.collected import collected
 from reelign.feedback.comparison import compared_models
 from reelign.feedback.imported import named_from
@@ -31,8 +32,7 @@ from reelign.models.base import VideoModel
 from reelign.models.load import load_model
 from reelign.rewards.base import Reward
 from reelign.rewards.miniature import MiniatureReward
-from reelign.sampling.noise import initial_noise
-from reelign.sampling.sample import SampleConfig, own_sampler, sample
+from reelign.sampling.sample import SampleConfig, own_sampler
 from reelign.stages.asked import PromptSource, build_prompts, drawn
 from reelign.stages.context import StageContext
 
@@ -141,7 +141,7 @@ class _Simulation:
     def __init__(self, context: StageContext, config: SimulatedVotes, number: int) -> None:
         self.context, self.config, self.number = context, config, number
         self.parts = context.folder / "parts"
-        self.models: dict[str, VideoModel] = {}
+        self.names = [context.parent if name == PARENT else name for name in config.models]
 
     def votes(self) -> list[Vote]:
         """All votes; the ranks share the batches that are not made yet."""
@@ -158,9 +158,9 @@ class _Simulation:
 
     def _make(self, starts: Sequence[int], prompts: Sequence[ListedPrompt]) -> None:
         context, config = self.context, self.config
-        names = [context.parent if name == PARENT else name for name in config.models]
-        self.models = {
-            name: load_model(name, dtype=context.dtype, device=context.world.device) for name in dict.fromkeys(names)
+        models = {
+            name: load_model(name, dtype=context.dtype, device=context.world.device)
+            for name in dict.fromkeys(self.names)
         }
         judge = MiniatureReward()
         with context.ledger.phase("votes") as cost:
@@ -171,8 +171,8 @@ class _Simulation:
                     )
                 places = range(start, min(start + config.batch_size, config.pairs))
                 asked = zip(places, drawn(list(prompts), places, context.seed), strict=True)
-                sides = [self._asked(place, side, prompt.text, names) for place, prompt in asked for side in range(2)]
-                frames, nfe = self._clips(sides)
+                sides = [self._asked(models, place, side, prompt.text) for place, prompt in asked for side in range(2)]
+                frames, nfe = self._clips(models, sides)
                 pairs = self._judged(judge, sides, frames)
                 write_votes(
                     self._place(start),
@@ -184,28 +184,25 @@ class _Simulation:
                 cost.nfe, cost.clips = cost.nfe + nfe, cost.clips + len(sides)
                 context.progress("votes: pairs", done, len(starts), "simulated raters")
 
-    def _asked(self, place: int, side: int, prompt: str, names: Sequence[str]) -> _Asked:
+    def _asked(self, models: Mapping[str, VideoModel], place: int, side: int, prompt: str) -> _Asked:
         """A clip by a model and a sampler that are drawn for it."""
         source, samplers = np.random.default_rng((self.context.seed, self.number, place, side)), self.config.samplers
-        model = names[int(source.integers(len(names)))]
-        own = samplers[int(source.integers(len(samplers)))] if samplers else own_sampler(self.models[model])
+        model = self.names[int(source.integers(len(self.names)))]
+        own = samplers[int(source.integers(len(samplers)))] if samplers else own_sampler(models[model])
         return _Asked(place, side, prompt, model, own or self.context.sampler)
 
-    def _clips(self, sides: Sequence[_Asked]) -> tuple[np.ndarray, int]:
+    def _clips(self, models: Mapping[str, VideoModel], sides: Sequence[_Asked]) -> tuple[np.ndarray, int]:
         """Frames uint8 (sides, T, H, W, 3) and the network evaluations; a model and a sampler make a batch."""
-        size, found, nfe = self.context.battery, {}, 0
+        found, nfe = {}, 0
         batches: dict[str, list[_Asked]] = {}
         for side in sides:
             batches.setdefault(f"{side.model} {side.sampler}", []).append(side)
         for own in batches.values():
-            model, sampler = self.models[own[0].model], own[0].sampler
             keys = [(self.context.seed, f"votes {self.number} {side.place}", side.number) for side in own]
-            noise = initial_noise(keys, model.latent_shape(size.frames, size.height, size.width)).to(model.device)
-            negative = model.encode_text([sampler.negative_prompt] * len(own))
-            sampled = sample(model, model.encode_text([side.prompt for side in own]), noise, sampler, negative=negative)
-            made = model.decode(sampled.latents).cpu().numpy()
+            texts, (model, sampler) = [side.prompt for side in own], (models[own[0].model], own[0].sampler)
+            made, spent = generate_keyed(model, texts, keys, self.context.battery, sampler)
             found |= {(side.place, side.number): frames for side, frames in zip(own, made, strict=True)}
-            nfe += sampled.nfe
+            nfe += spent
         return np.stack([found[side.place, side.number] for side in sides]), nfe
 
     def _judged(self, judge: Reward, sides: Sequence[_Asked], frames: np.ndarray) -> list[ScoredPair]:
