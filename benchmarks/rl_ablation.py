@@ -1,4 +1,4 @@
-"""What each piece of the preset `reelign` is worth, one change at a time, from one parent.
+"""What each piece of our two presets is worth, one change at a time, from one parent.
 
     python benchmarks/rl_ablation.py --parent runs/demo/sft/model --seeds 0 1 2
 
@@ -12,38 +12,39 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
 from reelign.flow.step import gradient_scale
-from reelign.models.load import load_model
 from reelign.recipe import Recipe, load_recipe
-from reelign.rewards.recipe import build_rewards
-from reelign.stages.algorithm import Algorithm
-from reelign.stages.context import StageContext
-from reelign.stages.rlhf import Trainer, training_sampler
-from reelign.train.ledger import Ledger
-from reelign.train.loop import Interrupt
-from reelign.train.parallel import World
-from rl_runs import AXES, POLICY_GRADIENT, Outcome, gsb_text, run_stage, write
+from reelign.stages.rlhf import training_sampler
+from rl_runs import AXES, POLICY_GRADIENT, Outcome, gsb_text, run_stage, trainer, write
 
 ALGORITHM = "rlhf.algorithm."
-VARIANTS: dict[str, list[str]] = {
-    "reelign": [],
-    "steps differ inside a group": [f"{ALGORITHM}iso_temporal=false"],
-    "not rectified": [f"{ALGORITHM}weight=none"],
-    "noise not shared": [f"{ALGORITHM}shared_noise=false"],
-    "guidance in rollout only": [f"{ALGORITHM}guidance=rollout"],
-    "no guidance": [f"{ALGORITHM}guidance=none"],
-    "groups of 4": ["rlhf.group_size=4", "rlhf.prompts_per_update=32"],
-    "groups of 16": ["rlhf.group_size=16", "rlhf.prompts_per_update=8"],
+WHOLE = "whole"
+VARIANTS: dict[str, dict[str, list[str]]] = {
+    "reelign": {
+        WHOLE: [],
+        "steps differ inside a group": [f"{ALGORITHM}iso_temporal=false"],
+        "not rectified": [f"{ALGORITHM}weight=none"],
+        "noise not shared": [f"{ALGORITHM}shared_noise=false"],
+        "guidance in rollout only": [f"{ALGORITHM}guidance=rollout"],
+    },
+    "reelign-nft": {
+        WHOLE: [],
+        "levels and noise differ inside a group": [f"{ALGORITHM}iso_temporal=false"],
+        "one level": [f"{ALGORITHM}nft_levels=1"],
+        "no guidance": [f"{ALGORITHM}guidance=none"],
+        "groups of 4": ["rlhf.group_size=4", "rlhf.prompts_per_update=32"],
+        "groups of 16": ["rlhf.group_size=16", "rlhf.prompts_per_update=8"],
+    },
 }
 """The recipe itself is guided everywhere, in 16 groups of 8."""
-PRESET = [f"{ALGORITHM}preset=reelign", *POLICY_GRADIENT]
-CHANGES = [*PRESET, "rlhf.patience=null", "rlhf.alarms_stop=null"]
+PRESETS = {
+    "reelign": [f"{ALGORITHM}preset=reelign", "rlhf.updates=16", *POLICY_GRADIENT],
+    "reelign-nft": [f"{ALGORITHM}preset=reelign-nft", "rlhf.updates=12"],
+}
+CHANGES = ["rlhf.patience=null", "rlhf.alarms_stop=null", "rlhf.validate_every=4", "rlhf.optim.schedule=constant"]
 
 
 def main() -> None:
@@ -52,51 +53,37 @@ def main() -> None:
     parser.add_argument("--recipe", type=Path, default=Path("recipes/miniature-rlhf.yaml"))
     parser.add_argument("--parent", required=True, help="the SFT artifact that all start from")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--presets", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/rl_ablation"))
     parser.add_argument("--set", dest="changes", nargs="*", default=[], help="more overrides, for all variants alike")
     arguments = parser.parse_args()
-    alone = ["curate=null", "sft=null", f"model={arguments.parent}", *PRESET, *arguments.changes]
+    alone = ["curate=null", "sft=null", f"model={arguments.parent}", *PRESETS["reelign"], *arguments.changes]
     recipe = load_recipe(arguments.recipe, alone)
     norms = gradient_norms(recipe)
     saved = prefix_saved(recipe)
     found: dict[str, list[Outcome]] = {}
-    for variant in arguments.variants:
-        label = "-".join(variant.split())
-        changes = [*CHANGES, *VARIANTS[variant], *arguments.changes]
-        found[variant] = [
-            run_stage(f"rl-ablation-{label}-{seed}", arguments.recipe, arguments.parent, seed, arguments.runs, changes)
-            for seed in arguments.seeds
-        ]
+    for preset in arguments.presets:
+        for variant, change in VARIANTS[preset].items():
+            changes = [*PRESETS[preset], *CHANGES, *change, *arguments.changes]
+            found[f"{preset}: {variant}"] = [
+                run_stage(
+                    named(preset, variant, seed), arguments.recipe, arguments.parent, seed, arguments.runs, changes
+                )
+                for seed in arguments.seeds
+            ]
     facts = {
         "seeds": arguments.seeds,
         "variants": {variant: [asdict(outcome) for outcome in runs] for variant, runs in found.items()},
         "gradient_norms": norms,
         "prefix": saved,
     }
-    write(arguments.out, facts, table(found, norms, saved))
+    write(arguments.out, facts, table(found, arguments.seeds, norms, saved))
 
 
-def trainer(recipe: Recipe, algorithm: Algorithm, folder: Path) -> Trainer:
-    """The stage at its parent, ready for an update."""
-    assert recipe.rlhf is not None
-    config = recipe.rlhf.model_copy(update={"algorithm": algorithm})
-    world = World(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"), None)
-    context = StageContext(
-        folder=folder,
-        parent=recipe.model,
-        dataset=None,
-        seed=recipe.seed,
-        dtype=recipe.dtype,
-        sampler=recipe.sampler,
-        battery=recipe.battery,
-        world=world,
-        ledger=Ledger(folder / "ledger.jsonl"),
-        interrupt=Interrupt(),
-    )
-    model = load_model(recipe.model, dtype=recipe.dtype, device=world.device)
-    return Trainer(model, build_rewards(config.rewards), ThreadPoolExecutor(1), context, config)
+def named(preset: str, variant: str, seed: int) -> str:
+    """The folder of a run."""
+    return "-".join(["rl-ablation", preset, *variant.split(), str(seed)])
 
 
 def gradient_norms(recipe: Recipe) -> list[dict[str, float]]:
@@ -129,18 +116,21 @@ def prefix_saved(recipe: Recipe) -> dict[str, float]:
     return {"shared": shared, "apart": float(clips * (taught.sampler.steps + 1) * each)}
 
 
-def table(found: dict[str, list[Outcome]], norms: list[dict[str, float]], saved: dict[str, float]) -> str:
-    """As Markdown: GSB against the parent for each seed, weakest retention, seconds."""
+def table(
+    found: dict[str, list[Outcome]], seeds: list[int], norms: list[dict[str, float]], saved: dict[str, float]
+) -> str:
+    """As Markdown: held-out validation, GSB against the parent for each seed, weakest retention, seconds."""
     axes = " | ".join(f"GSB {axis}" for axis in AXES)
-    lines = [f"| variant | seed | {axes} | weakest retention | minutes |", "|---" * (len(AXES) + 4) + "|"]
+    lines = [f"| variant | seed | validation: start, end | {axes} | weakest retention | minutes |"]
+    lines.append("|---" * (len(AXES) + 5) + "|")
     for variant, runs in found.items():
-        for seed, outcome in enumerate(runs):
+        for seed, outcome in zip(seeds, runs, strict=True):
             kept = {name: value for name, value in outcome.retention.items() if value is not None}
             weakest = min(kept, key=lambda name: kept[name])
+            way = f"{outcome.points[0].score:.3f}, {outcome.points[-1].score:.3f}"
             cells = " | ".join(gsb_text(outcome.gsb[axis]) for axis in AXES)
-            lines.append(
-                f"| {variant} | {seed} | {cells} | {weakest} {kept[weakest]:.1%} | {outcome.seconds / 60:.1f} |"
-            )
+            end = f"{weakest} {kept[weakest]:.1%} | {outcome.seconds / 60:.1f}"
+            lines.append(f"| {variant} | {seed} | {way} | {cells} | {end} |")
     lines += ["", "| level of the trained step | lambda | gradient norm | rectified |", "|---|---|---|---|"]
     lines += [
         f"| {row['sigma']:.3f} | {row['lambda']:.3f} | {row['plain']:.4f} | {row['rectified']:.4f} |" for row in norms

@@ -5,33 +5,42 @@
 Every preset runs the recipe's own `rlhf` stage with its own `rlhf.algorithm.preset`, without early stop, and for fewer
 updates where an update is dearer. The recipe's optimiser is that of `reelign-nft`; the policy gradients have the rate
 that served them best (docs/results/rlhf.md), with Adam as it is usual.
+Then what one update of each costs when all sample equal clips in 20 steps without guidance, in this process.
 Writes `rl_efficiency.json`, `.md` and `.png`. A run that is complete under `--runs` is read, not repeated.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
+import time
 from dataclasses import asdict
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 
-from rl_runs import POLICY_GRADIENT, Outcome, forwards, interval, run_stage, write
+from reelign.recipe import Recipe, load_recipe
+from reelign.stages.algorithm import Algorithm
+from rl_runs import POLICY_GRADIENT, Outcome, forwards, interval, run_stage, trainer, write
 
 OURS = ("reelign", "reelign-nft")
 BUDGETS = {
-    "reelign": 60,
-    "flash-grpo": 40,
+    "reelign": 40,
+    "flash-grpo": 32,
     "flow-grpo": 24,
-    "dance-grpo": 24,
-    "mix-grpo": 32,
-    "diffusion-nft": 40,
-    "reelign-nft": 40,
+    "dance-grpo": 16,
+    "mix-grpo": 20,
+    "diffusion-nft": 32,
+    "reelign-nft": 24,
 }
 """Updates of each preset."""
 EVERY = 4
 """Updates between validations."""
+EQUAL = {"prompts_per_update": 4, "group_size": 8}
+"""The clips of an update, where its cost is measured."""
+TURNS = 5
+"""Updates of each preset in that measurement, after one to warm up."""
 CHANGES = [
     "rlhf.patience=null",
     "rlhf.alarms_stop=null",
@@ -63,15 +72,18 @@ def main() -> None:
             for seed in arguments.seeds
         ]
     rows = {preset: described(runs) for preset, runs in found.items()}
+    alone = ["curate=null", "sft=null", f"model={arguments.parent}", *arguments.changes]
+    costs = update_costs(load_recipe(arguments.recipe, alone), arguments.presets)
     facts = {
         "seeds": arguments.seeds,
+        "update_at_equal_clips": costs,
         "presets": rows,
         "against_flow_grpo": {ours: overtaken(found, ours) for ours in OURS},
         "runs": {
             preset: [[asdict(point) for point in outcome.points] for outcome in runs] for preset, runs in found.items()
         },
     }
-    write(arguments.out, facts, table(rows, facts["against_flow_grpo"]))
+    write(arguments.out, facts, table(rows, arguments.seeds, facts["against_flow_grpo"]) + cost_table(costs))
     draw(found, arguments.out.with_suffix(".png"))
 
 
@@ -108,7 +120,46 @@ def overtaken(found: dict[str, list[Outcome]], preset: str) -> list[dict[str, fl
     return rows
 
 
-def table(rows: dict[str, dict], against: dict[str, list[dict]]) -> str:
+def update_costs(recipe: Recipe, presets: list[str]) -> dict[str, dict[str, float]]:
+    """An update of `EQUAL` clips in 20 unguided steps, without loading and validation: median seconds and forwards.
+
+    The presets take turns in one process, so what slows the machine for a while slows all of them.
+    """
+    assert recipe.rlhf is not None
+    change: dict[str, object] = {"rollout_steps": 20, "guidance": "none"}
+    config = recipe.rlhf.model_copy(update=EQUAL)
+    recipe = recipe.model_copy(update={"rlhf": config})
+    seconds: dict[str, list[float]] = {preset: [] for preset in presets}
+    passes: dict[str, list[float]] = {preset: [] for preset in presets}
+    with tempfile.TemporaryDirectory() as folder:
+        ready = {
+            preset: trainer(recipe, Algorithm.model_validate(change | {"preset": preset}), Path(folder) / preset)
+            for preset in presets
+        }
+        for turn in range(1 + TURNS):
+            for preset, taught in ready.items():
+                start = time.perf_counter()
+                update = taught.one_update()
+                taught.update += 1
+                if turn:  # the first is warm-up
+                    seconds[preset].append(time.perf_counter() - start)
+                    passes[preset].append(forwards(update) / taught.clips_an_update)
+    return {
+        preset: {"seconds": float(np.median(seconds[preset])), "forwards_a_clip": float(np.mean(passes[preset]))}
+        for preset in presets
+    }
+
+
+def cost_table(costs: dict[str, dict[str, float]]) -> str:
+    """As Markdown, beside flow-grpo's."""
+    lines = ["", "| preset | forwards a clip | seconds | of flow-grpo's |", "|---|---|---|---|"]
+    for preset, cost in costs.items():
+        share = f"{cost['seconds'] / costs['flow-grpo']['seconds']:.2f}" if "flow-grpo" in costs else ""
+        lines.append(f"| {preset} | {cost['forwards_a_clip']:.1f} | {cost['seconds']:.2f} | {share} |")
+    return "\n".join(lines) + "\n"
+
+
+def table(rows: dict[str, dict], seeds: list[int], against: dict[str, list[dict]]) -> str:
     """As Markdown; mean [lowest, highest] over seeds."""
     lines = [
         "| preset | updates | seconds an update | forwards an update | start | best | end |",
@@ -118,10 +169,12 @@ def table(rows: dict[str, dict], against: dict[str, list[dict]]) -> str:
         scores = " | ".join(interval(row[name]) for name in ("start", "best", "end"))
         cost = f"{row['seconds_per_update']:.1f} | {row['forwards_per_update']:,.0f}"
         lines.append(f"| {preset} | {row['updates']} | {cost} | {scores} |")
-    for ours, seeds in against.items():
-        for seed, row in enumerate(seeds):
+    for ours, found in against.items():
+        for seed, row in zip(seeds, found, strict=True):
             share = row["share_of_forwards"]
-            reached = f"{share:.2f} of its forwards" if share is not None else "not reached"
+            reached = "not reached"
+            if share is not None:
+                reached = f"{share:.2f} of its forwards, {row['share_of_seconds']:.2f} of its seconds"
             lines.append(f"\nSeed {seed}: flow-grpo's best, {row['best_of_flow_grpo']:.3f}, by {ours}: {reached}.")
     return "\n".join(lines) + "\n"
 

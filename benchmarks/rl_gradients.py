@@ -35,8 +35,7 @@ from reelign.stages.algorithm import Algorithm
 from reelign.stages.objectives import Told
 from reelign.stages.rlhf import Trainer
 from reelign.stages.rollout import Rollout
-from rl_ablation import trainer
-from rl_runs import write
+from rl_runs import trainer, write
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "policy gradient, white noise": {"preset": "reelign", "band": 1.0},

@@ -1,4 +1,4 @@
-"""What the RL benchmarks share: run the `rlhf` stage from one parent with some keys changed, and read its log."""
+"""What the RL benchmarks share: the `rlhf` stage run from one parent with some keys changed, and its trainer alone."""
 
 from __future__ import annotations
 
@@ -7,12 +7,24 @@ import os
 import platform
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+
+from reelign.models.load import load_model
+from reelign.recipe import Recipe
+from reelign.rewards.recipe import build_rewards
+from reelign.stages.algorithm import Algorithm
+from reelign.stages.context import StageContext
+from reelign.stages.rlhf import Trainer
+from reelign.train.ledger import Ledger
+from reelign.train.loop import Interrupt
+from reelign.train.parallel import World
 
 AXES = ("text", "visual", "motion", "overall")
 POLICY_GRADIENT = ["rlhf.optim.lr=1.2e-4", "rlhf.optim.eps=1e-8", "rlhf.optim.warmup_steps=5"]
@@ -88,6 +100,27 @@ def curve(log: Path) -> tuple[list[Point], list[dict[str, float]]]:
 def forwards(update: dict[str, float]) -> float:
     """Cost of an update in forward passes of one clip: a trained evaluation is a forward and a backward pass."""
     return update["nfe"] + BACKWARD * update["nfe_trained"]
+
+
+def trainer(recipe: Recipe, algorithm: Algorithm, folder: Path) -> Trainer:
+    """The stage at its parent, ready for an update."""
+    assert recipe.rlhf is not None
+    config = recipe.rlhf.model_copy(update={"algorithm": algorithm})
+    world = World(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"), None)
+    context = StageContext(
+        folder=folder,
+        parent=recipe.model,
+        dataset=None,
+        seed=recipe.seed,
+        dtype=recipe.dtype,
+        sampler=recipe.sampler,
+        battery=recipe.battery,
+        world=world,
+        ledger=Ledger(folder / "ledger.jsonl"),
+        interrupt=Interrupt(),
+    )
+    model = load_model(recipe.model, dtype=recipe.dtype, device=world.device)
+    return Trainer(model, build_rewards(config.rewards), ThreadPoolExecutor(1), context, config)
 
 
 def interval(values: list[float]) -> str:
