@@ -215,7 +215,7 @@ def test_ctrl_c_ends_another_command_with_one_line(tmp_path: Path) -> None:
 
 def test_ctrl_c_keeps_what_was_done_and_the_same_command_finishes(tmp_path: Path) -> None:
     run = tmp_path / "demo"
-    arguments = ["run", DEMO, *TINY, "sft.steps=60", "sft.validate_every=30", "sft.save_every=60", f"runs={tmp_path}"]
+    arguments = ["run", DEMO, *TINY, "sft.steps=24", "sft.validate_every=12", "sft.save_every=24", f"runs={tmp_path}"]
     process = subprocess.Popen(
         command(*arguments), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -226,7 +226,7 @@ def test_ctrl_c_keeps_what_was_done_and_the_same_command_finishes(tmp_path: Path
     assert "as asked; the same command goes on from here" in said
     stopped = rows(run, "loss")[-1]
     assert f"stopped after step {stopped}" in said
-    assert 2 <= stopped < 60
+    assert 2 <= stopped < 24
     assert (run / "sft" / "checkpoints" / f"step-{stopped:08d}" / "manifest.json").exists()
     before = (run / "sft" / "metrics.jsonl").read_text(encoding="utf-8")
     base = (run / "base" / "stage.json").stat().st_mtime_ns
@@ -234,9 +234,9 @@ def test_ctrl_c_keeps_what_was_done_and_the_same_command_finishes(tmp_path: Path
     again = reelign(*arguments)
     assert again.returncode == 0, again.stderr
     assert (run / "sft" / "metrics.jsonl").read_text(encoding="utf-8").startswith(before)
-    assert rows(run, "loss") == list(range(1, 61))
+    assert rows(run, "loss") == list(range(1, 25))
     assert (run / "base" / "stage.json").stat().st_mtime_ns == base
     assert (run / "report" / "index.html").exists()
     assert "Cost of the whole run" in again.stdout
     phases = [json.loads(line) for line in (run / "ledger.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert sum(row["clips"] for row in phases if row["phase"] == "sft/train") == 60 * 4
+    assert sum(row["clips"] for row in phases if row["phase"] == "sft/train") == 24 * 4

@@ -137,7 +137,8 @@ def test_o_a_killed_run_ends_in_the_same_bits(one_rank, tmp_path, part, update):
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_n_two_ranks_learn_what_one_rank_learns(one_rank, tmp_path, method):
-    more = [f"distill.{part}.method={method}" for part in PARTS] + [f"distill.{part}.lora.rank=4" for part in PARTS]
+    lora = ("method=lora", "lora.rank=4", "updates=2")
+    more = [f"distill.{part}.{change}" for part in PARTS for change in lora]
     alone = one_rank
     if method == "lora":
         alone = tmp_path / "alone"

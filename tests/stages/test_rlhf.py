@@ -106,9 +106,10 @@ def test_n_two_ranks_learn_what_one_rank_learns(tmp_path, more):
     own = "{kind: function, path: smooth.reward, dimensions: {light: [0, 1], warmth: [-1, 1]}, "
     own += "weights: {light: 1, warmth: 1}}"
     extra = {"PYTHONPATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
-    done = reelign(*arguments(tmp_path / "alone", f"rlhf.rewards=[{own}]", *more), **extra)
+    changes = [f"rlhf.rewards=[{own}]", "rlhf.save_every=6", *more]
+    done = reelign(*arguments(tmp_path / "alone", *changes), **extra)
     assert done.returncode == 0, done.stderr
-    done = on_ranks(2, *arguments(tmp_path / "together", f"rlhf.rewards=[{own}]", *more), **extra)
+    done = on_ranks(2, *arguments(tmp_path / "together", *changes), **extra)
     assert done.returncode == 0, done.stderr
     wanted, found = updates(tmp_path / "alone"), updates(tmp_path / "together")
     assert wanted.keys() == found.keys()
