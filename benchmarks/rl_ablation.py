@@ -1,4 +1,4 @@
-"""What each piece of our two presets is worth, one change at a time, from one parent.
+"""What each piece of the preset `reelign` is worth, one change at a time, from one parent.
 
     python benchmarks/rl_ablation.py --parent runs/demo/sft/model --seeds 0 1 2
 
@@ -18,33 +18,31 @@ from pathlib import Path
 from reelign.flow.step import gradient_scale
 from reelign.recipe import Recipe, load_recipe
 from reelign.stages.rlhf import training_sampler
-from rl_runs import AXES, POLICY_GRADIENT, Outcome, gsb_text, run_stage, trainer, write
+from rl_runs import AXES, LIGHT, POLICY_GRADIENT, Outcome, gsb_text, run_stage, trainer, write
 
 ALGORITHM = "rlhf.algorithm."
-WHOLE = "whole"
-VARIANTS: dict[str, dict[str, list[str]]] = {
-    "reelign": {
-        WHOLE: [],
-        "steps differ inside a group": [f"{ALGORITHM}iso_temporal=false"],
-        "not rectified": [f"{ALGORITHM}weight=none"],
-        "noise not shared": [f"{ALGORITHM}shared_noise=false"],
-        "guidance in rollout only": [f"{ALGORITHM}guidance=rollout"],
-    },
-    "reelign-nft": {
-        WHOLE: [],
-        "levels and noise differ inside a group": [f"{ALGORITHM}iso_temporal=false"],
-        "one level": [f"{ALGORITHM}nft_levels=1"],
-        "no guidance": [f"{ALGORITHM}guidance=none"],
-        "groups of 4": ["rlhf.group_size=4", "rlhf.prompts_per_update=32"],
-        "groups of 16": ["rlhf.group_size=16", "rlhf.prompts_per_update=8"],
-    },
+VARIANTS: dict[str, list[str]] = {
+    "reelign": [],
+    "steps differ inside a group": [f"{ALGORITHM}iso_temporal=false"],
+    "not rectified": [f"{ALGORITHM}weight=none"],
+    "noise not shared": [f"{ALGORITHM}shared_noise=false"],
+    "guidance in rollout only": [f"{ALGORITHM}guidance=rollout"],
+    "no guidance": [f"{ALGORITHM}guidance=none"],
+    "white noise": [f"{ALGORITHM}band=1"],
+    "deviations of the group": [f"{ALGORITHM}denominator=group"],
+    "groups of 4": ["rlhf.group_size=4", "rlhf.prompts_per_update=32"],
+    "groups of 16": ["rlhf.group_size=16", "rlhf.prompts_per_update=8"],
 }
 """The recipe itself is guided everywhere, in 16 groups of 8."""
-PRESETS = {
-    "reelign": [f"{ALGORITHM}preset=reelign", "rlhf.updates=16", *POLICY_GRADIENT],
-    "reelign-nft": [f"{ALGORITHM}preset=reelign-nft", "rlhf.updates=12"],
-}
-CHANGES = ["rlhf.patience=null", "rlhf.alarms_stop=null", "rlhf.validate_every=4", "rlhf.optim.schedule=constant"]
+PRESET = [f"{ALGORITHM}preset=reelign", *POLICY_GRADIENT, LIGHT]
+CHANGES = [
+    *PRESET,
+    "rlhf.updates=12",
+    "rlhf.patience=null",
+    "rlhf.alarms_stop=null",
+    "rlhf.validate_every=6",
+    "rlhf.optim.schedule=constant",
+]
 
 
 def main() -> None:
@@ -53,25 +51,23 @@ def main() -> None:
     parser.add_argument("--recipe", type=Path, default=Path("recipes/miniature-rlhf.yaml"))
     parser.add_argument("--parent", required=True, help="the SFT artifact that all start from")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--presets", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/rl_ablation"))
     parser.add_argument("--set", dest="changes", nargs="*", default=[], help="more overrides, for all variants alike")
     arguments = parser.parse_args()
-    alone = ["curate=null", "sft=null", f"model={arguments.parent}", *PRESETS["reelign"], *arguments.changes]
+    alone = ["curate=null", "sft=null", f"model={arguments.parent}", *PRESET, *arguments.changes]
     recipe = load_recipe(arguments.recipe, alone)
     norms = gradient_norms(recipe)
     saved = prefix_saved(recipe)
     found: dict[str, list[Outcome]] = {}
-    for preset in arguments.presets:
-        for variant, change in VARIANTS[preset].items():
-            changes = [*PRESETS[preset], *CHANGES, *change, *arguments.changes]
-            found[f"{preset}: {variant}"] = [
-                run_stage(
-                    named(preset, variant, seed), arguments.recipe, arguments.parent, seed, arguments.runs, changes
-                )
-                for seed in arguments.seeds
-            ]
+    for variant in arguments.variants:
+        label = "-".join(variant.split())
+        changes = [*CHANGES, *VARIANTS[variant], *arguments.changes]
+        found[variant] = [
+            run_stage(f"rl-ablation-{label}-{seed}", arguments.recipe, arguments.parent, seed, arguments.runs, changes)
+            for seed in arguments.seeds
+        ]
     facts = {
         "seeds": arguments.seeds,
         "variants": {variant: [asdict(outcome) for outcome in runs] for variant, runs in found.items()},
@@ -79,11 +75,6 @@ def main() -> None:
         "prefix": saved,
     }
     write(arguments.out, facts, table(found, arguments.seeds, norms, saved))
-
-
-def named(preset: str, variant: str, seed: int) -> str:
-    """The folder of a run."""
-    return "-".join(["rl-ablation", preset, *variant.split(), str(seed)])
 
 
 def gradient_norms(recipe: Recipe) -> list[dict[str, float]]:

@@ -3,8 +3,8 @@
     python benchmarks/rl_efficiency.py --parent runs/demo/sft/model --seeds 0 1 2
 
 Every preset runs the recipe's own `rlhf` stage with its own `rlhf.algorithm.preset`, without early stop, and for fewer
-updates where an update is dearer. The recipe's optimiser is that of `reelign-nft`; the policy gradients have the rate
-that served them best (docs/results/rlhf.md), with Adam as it is usual.
+updates where an update is dearer. The recipe's optimiser is that of `reelign-nft`; the policy gradients have Adam as it
+is usual and the rate that served them best, and exposure weighs little for all (`rl_runs.LIGHT`).
 Then what one update of each costs when all sample equal clips in 20 steps without guidance, in this process.
 Writes `rl_efficiency.json`, `.md` and `.png`. A run that is complete under `--runs` is read, not repeated.
 """
@@ -22,17 +22,17 @@ import numpy as np
 
 from reelign.recipe import Recipe, load_recipe
 from reelign.stages.algorithm import Algorithm
-from rl_runs import POLICY_GRADIENT, Outcome, forwards, interval, run_stage, trainer, write
+from rl_runs import LIGHT, POLICY_GRADIENT, Outcome, forwards, interval, run_stage, trainer, write
 
 OURS = ("reelign", "reelign-nft")
 BUDGETS = {
-    "reelign": 40,
-    "flash-grpo": 32,
-    "flow-grpo": 24,
-    "dance-grpo": 16,
-    "mix-grpo": 20,
-    "diffusion-nft": 32,
-    "reelign-nft": 24,
+    "reelign": 20,
+    "flash-grpo": 16,
+    "flow-grpo": 16,
+    "dance-grpo": 12,
+    "mix-grpo": 12,
+    "diffusion-nft": 16,
+    "reelign-nft": 12,
 }
 """Updates of each preset."""
 EVERY = 4
@@ -42,6 +42,7 @@ EQUAL = {"prompts_per_update": 4, "group_size": 8}
 TURNS = 5
 """Updates of each preset in that measurement, after one to warm up."""
 CHANGES = [
+    LIGHT,
     "rlhf.patience=null",
     "rlhf.alarms_stop=null",
     f"rlhf.validate_every={EVERY}",

@@ -27,8 +27,15 @@ from reelign.train.loop import Interrupt
 from reelign.train.parallel import World
 
 AXES = ("text", "visual", "motion", "overall")
-POLICY_GRADIENT = ["rlhf.optim.lr=1.2e-4", "rlhf.optim.eps=1e-8", "rlhf.optim.warmup_steps=5"]
-"""The optimiser of a policy gradient; that of the recipe is for `reelign-nft`."""
+POLICY_GRADIENT = [
+    "rlhf.optim.lr=1.2e-4",
+    "rlhf.optim.eps=1e-8",
+    "rlhf.optim.warmup_steps=5",
+    "rlhf.algorithm.denominator=batch",
+]
+"""What serves a policy gradient; the recipe's optimiser and denominator are those of `reelign-nft`."""
+LIGHT = "rlhf.rewards.1.weights.exposure=0.5"
+"""The recipe's 2.5 keeps `reelign-nft` from hiding flicker in black; every policy gradient turns grey for it."""
 BACKWARD = 2
 """A backward pass costs about two forward passes, so a trained evaluation counts three."""
 
