@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from reelign.flow.step import gradient_scale
@@ -70,7 +70,9 @@ def main() -> None:
         ]
     facts = {
         "seeds": arguments.seeds,
-        "variants": {variant: [asdict(outcome) for outcome in runs] for variant, runs in found.items()},
+        "variants": {
+            variant: [asdict(replace(outcome, updates=[])) for outcome in runs] for variant, runs in found.items()
+        },
         "gradient_norms": norms,
         "prefix": saved,
     }

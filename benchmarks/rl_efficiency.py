@@ -22,7 +22,7 @@ import numpy as np
 
 from reelign.recipe import Recipe, load_recipe
 from reelign.stages.algorithm import Algorithm
-from rl_runs import LIGHT, POLICY_GRADIENT, Outcome, forwards, interval, run_stage, trainer, write
+from rl_runs import LIGHT, POLICY_GRADIENT, Outcome, Point, forwards, interval, run_stage, trainer, write
 
 OURS = ("reelign", "reelign-nft")
 BUDGETS = {
@@ -39,6 +39,7 @@ EVERY = 4
 """Updates between validations."""
 EQUAL = {"prompts_per_update": 4, "group_size": 8}
 """The clips of an update, where its cost is measured."""
+MEASURED = ("seconds", "forwards", "score")
 TURNS = 5
 """Updates of each preset in that measurement, after one to warm up."""
 CHANGES = [
@@ -79,12 +80,12 @@ def main() -> None:
         "seeds": arguments.seeds,
         "update_at_equal_clips": costs,
         "presets": rows,
-        "against_flow_grpo": {ours: overtaken(found, ours) for ours in OURS},
+        "against_flow_grpo": {ours: overtaken(found, arguments.seeds, ours) for ours in OURS},
         "runs": {
             preset: [[asdict(point) for point in outcome.points] for outcome in runs] for preset, runs in found.items()
         },
     }
-    write(arguments.out, facts, table(rows, arguments.seeds, facts["against_flow_grpo"]) + cost_table(costs))
+    write(arguments.out, facts, table(rows, facts["against_flow_grpo"]) + cost_table(costs))
     draw(found, arguments.out.with_suffix(".png"))
 
 
@@ -102,23 +103,35 @@ def described(runs: list[Outcome]) -> dict[str, object]:
     }
 
 
-def overtaken(found: dict[str, list[Outcome]], preset: str) -> list[dict[str, float | None]]:
-    """For each seed: where flow-grpo is best, and the first validation of a preset that is as good; None if none is."""
+def overtaken(found: dict[str, list[Outcome]], seeds: list[int], preset: str) -> dict[str, dict[str, float | None]]:
+    """Where flow-grpo is best, and the first validation of a preset that is as good (None if none is): for the mean
+    over the seeds, and for each seed, where the best of a few validations is partly luck."""
     if not {preset, "flow-grpo"} <= found.keys():
-        return []
-    rows: list[dict[str, float | None]] = []
-    for ours, theirs in zip(found[preset], found["flow-grpo"], strict=True):
-        best = max(theirs.points, key=lambda point: point.score)
-        reached = next((point for point in ours.points[1:] if point.score >= best.score), None)
-        rows.append(
-            {
-                "best_of_flow_grpo": best.score,
-                "forwards_of_flow_grpo": best.forwards,
-                "share_of_forwards": reached.forwards / best.forwards if reached and best.forwards else None,
-                "share_of_seconds": reached.seconds / best.seconds if reached and best.seconds else None,
-            }
-        )
+        return {}
+    rows = {"mean of the seeds": reached(mean_points(found[preset]), mean_points(found["flow-grpo"]))}
+    for seed, ours, theirs in zip(seeds, found[preset], found["flow-grpo"], strict=True):
+        rows[f"seed {seed}"] = reached(ours.points, theirs.points)
     return rows
+
+
+def reached(ours: list[Point], theirs: list[Point]) -> dict[str, float | None]:
+    """The best of their validations, and what of their cost ours need for it."""
+    best = max(theirs, key=lambda point: point.score)
+    there = next((point for point in ours[1:] if point.score >= best.score), None)
+    return {
+        "best_of_flow_grpo": best.score,
+        "forwards_of_flow_grpo": best.forwards,
+        "share_of_forwards": there.forwards / best.forwards if there and best.forwards else None,
+        "share_of_seconds": there.seconds / best.seconds if there and best.seconds else None,
+    }
+
+
+def mean_points(runs: list[Outcome]) -> list[Point]:
+    """Validations of some runs of a preset, averaged."""
+    return [
+        Point(together[0].update, *(float(np.mean([getattr(point, name) for point in together])) for name in MEASURED))
+        for together in zip(*(outcome.points for outcome in runs), strict=True)
+    ]
 
 
 def update_costs(recipe: Recipe, presets: list[str]) -> dict[str, dict[str, float]]:
@@ -160,7 +173,7 @@ def cost_table(costs: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def table(rows: dict[str, dict], seeds: list[int], against: dict[str, list[dict]]) -> str:
+def table(rows: dict[str, dict], against: dict[str, dict[str, dict]]) -> str:
     """As Markdown; mean [lowest, highest] over seeds."""
     lines = [
         "| preset | updates | seconds an update | forwards an update | start | best | end |",
@@ -170,13 +183,16 @@ def table(rows: dict[str, dict], seeds: list[int], against: dict[str, list[dict]
         scores = " | ".join(interval(row[name]) for name in ("start", "best", "end"))
         cost = f"{row['seconds_per_update']:.1f} | {row['forwards_per_update']:,.0f}"
         lines.append(f"| {preset} | {row['updates']} | {cost} | {scores} |")
+    lines += [
+        "",
+        "| who reaches flow-grpo's best | | its best | share of its forwards | of its seconds |",
+        "|---" * 5 + "|",
+    ]
     for ours, found in against.items():
-        for seed, row in zip(seeds, found, strict=True):
-            share = row["share_of_forwards"]
-            reached = "not reached"
-            if share is not None:
-                reached = f"{share:.2f} of its forwards, {row['share_of_seconds']:.2f} of its seconds"
-            lines.append(f"\nSeed {seed}: flow-grpo's best, {row['best_of_flow_grpo']:.3f}, by {ours}: {reached}.")
+        for runs, row in found.items():
+            shares = [row["share_of_forwards"], row["share_of_seconds"]]
+            cells = " | ".join("not reached" if share is None else f"{share:.2f}" for share in shares)
+            lines.append(f"| {ours} | {runs} | {row['best_of_flow_grpo']:.4f} | {cells} |")
     return "\n".join(lines) + "\n"
 
 
