@@ -35,7 +35,7 @@ POLICY_GRADIENT = [
 ]
 """What serves a policy gradient; the recipe's optimiser and denominator are those of `reelign-nft`."""
 LIGHT = "rlhf.rewards.1.weights.exposure=0.5"
-"""The recipe's 2.5 keeps `reelign-nft` from hiding flicker in black; policy gradients turn white and black grey for it."""
+"""The recipe's 2.5 keeps `reelign-nft` from hiding flicker in black; policy gradients turn all grounds grey for it."""
 BACKWARD = 2
 """A backward pass costs about two forward passes, so a trained evaluation counts three."""
 
