@@ -18,7 +18,7 @@ from pathlib import Path
 from reelign.flow.step import gradient_scale
 from reelign.recipe import Recipe, load_recipe
 from reelign.stages.rlhf import training_sampler
-from rl_runs import AXES, LIGHT, POLICY_GRADIENT, Outcome, gsb_text, run_stage, trainer, write
+from rl_runs import AXES, POLICY_GRADIENT, TO_THE_END, Outcome, gsb_text, run_stage, trainer, write
 
 ALGORITHM = "rlhf.algorithm."
 VARIANTS: dict[str, list[str]] = {
@@ -34,14 +34,12 @@ VARIANTS: dict[str, list[str]] = {
     "groups of 16": ["rlhf.group_size=16", "rlhf.prompts_per_update=8"],
 }
 """The recipe itself is guided everywhere, in 16 groups of 8."""
-PRESET = [f"{ALGORITHM}preset=reelign", *POLICY_GRADIENT, LIGHT]
 CHANGES = [
-    *PRESET,
+    f"{ALGORITHM}preset=reelign",
+    *POLICY_GRADIENT,
+    *TO_THE_END,
     "rlhf.updates=12",
-    "rlhf.patience=null",
-    "rlhf.alarms_stop=null",
     "rlhf.validate_every=6",
-    "rlhf.optim.schedule=constant",
 ]
 
 
@@ -56,7 +54,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/rl_ablation"))
     parser.add_argument("--set", dest="changes", nargs="*", default=[], help="more overrides, for all variants alike")
     arguments = parser.parse_args()
-    alone = ["curate=null", "sft=null", f"model={arguments.parent}", *PRESET, *arguments.changes]
+    alone = ["curate=null", "sft=null", f"model={arguments.parent}", *CHANGES, *arguments.changes]
     recipe = load_recipe(arguments.recipe, alone)
     norms = gradient_norms(recipe)
     saved = prefix_saved(recipe)

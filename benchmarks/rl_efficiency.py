@@ -22,7 +22,7 @@ import numpy as np
 
 from reelign.recipe import Recipe, load_recipe
 from reelign.stages.algorithm import Algorithm
-from rl_runs import LIGHT, POLICY_GRADIENT, Outcome, Point, forwards, interval, run_stage, trainer, write
+from rl_runs import POLICY_GRADIENT, TO_THE_END, Outcome, Point, forwards, interval, run_stage, trainer, write
 
 OURS = ("reelign", "reelign-nft")
 BUDGETS = {
@@ -39,16 +39,11 @@ EVERY = 4
 """Updates between validations."""
 EQUAL = {"prompts_per_update": 4, "group_size": 8}
 """The clips of an update, where its cost is measured."""
-MEASURED = ("seconds", "forwards", "score")
 TURNS = 5
 """Updates of each preset in that measurement, after one to warm up."""
-CHANGES = [
-    LIGHT,
-    "rlhf.patience=null",
-    "rlhf.alarms_stop=null",
-    f"rlhf.validate_every={EVERY}",
-    "rlhf.optim.schedule=constant",
-]
+MEASURED = ("seconds", "forwards", "score")
+"""Of a validation, what is averaged over the seeds."""
+CHANGES = [*TO_THE_END, f"rlhf.validate_every={EVERY}"]
 
 
 def main() -> None:

@@ -16,14 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from reelign.doctor.rehearsal import context_in
 from reelign.models.load import load_model
 from reelign.recipe import Recipe
 from reelign.rewards.recipe import build_rewards
 from reelign.stages.algorithm import Algorithm
-from reelign.stages.context import StageContext
 from reelign.stages.rlhf import Trainer
-from reelign.train.ledger import Ledger
-from reelign.train.loop import Interrupt
 from reelign.train.parallel import World
 
 AXES = ("text", "visual", "motion", "overall")
@@ -36,6 +34,8 @@ POLICY_GRADIENT = [
 """What serves a policy gradient; the recipe's optimiser and denominator are those of `reelign-nft`."""
 LIGHT = "rlhf.rewards.1.weights.exposure=0.5"
 """The recipe's 2.5 keeps `reelign-nft` from hiding flicker in black; policy gradients turn all grounds grey for it."""
+TO_THE_END = [LIGHT, "rlhf.patience=null", "rlhf.alarms_stop=null", "rlhf.optim.schedule=constant"]
+"""Runs that are compared differ in what is compared: none stops early, none has a rate that knows its end."""
 BACKWARD = 2
 """A backward pass costs about two forward passes, so a trained evaluation counts three."""
 
@@ -114,20 +114,10 @@ def trainer(recipe: Recipe, algorithm: Algorithm, folder: Path) -> Trainer:
     assert recipe.rlhf is not None
     config = recipe.rlhf.model_copy(update={"algorithm": algorithm})
     world = World(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"), None)
-    context = StageContext(
-        folder=folder,
-        parent=recipe.model,
-        dataset=None,
-        seed=recipe.seed,
-        dtype=recipe.dtype,
-        sampler=recipe.sampler,
-        battery=recipe.battery,
-        world=world,
-        ledger=Ledger(folder / "ledger.jsonl"),
-        interrupt=Interrupt(),
-    )
     model = load_model(recipe.model, dtype=recipe.dtype, device=world.device)
-    return Trainer(model, build_rewards(config.rewards), ThreadPoolExecutor(1), context, config)
+    return Trainer(
+        model, build_rewards(config.rewards), ThreadPoolExecutor(1), context_in(folder, recipe, world), config
+    )
 
 
 def interval(values: list[float]) -> str:
