@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from reelign.data.clip import Clip
-from reelign.data.metrics import measure_clip, optical_flow
+from reelign.data.metrics import ClipMetrics, optical_flow
 
 FRAMES, SIDE, FPS = 17, 96, 8.0
 
@@ -40,48 +40,48 @@ CLEAN = rendered()
 
 
 def test_a_clean_clip_has_no_defect() -> None:
-    found = measure_clip(CLEAN)
+    found = ClipMetrics(CLEAN)
     assert found.flicker < 0.002
     assert found.warp_error < 0.01
     assert found.exposure == 1.0
-    assert all(0 <= score <= 1 for score in found.scores.values())
+    assert all(0 <= score <= 1 for score in found.scores().values())
 
 
 def test_flickering_light_is_flicker_and_a_steady_fade_is_not() -> None:
     light = 1 + 0.15 * (-1.0) ** np.arange(FRAMES).reshape(-1, 1, 1, 1)
     fade = np.linspace(1, 0.7, FRAMES).reshape(-1, 1, 1, 1)
-    clean = measure_clip(CLEAN).flicker
-    assert measure_clip(changed(CLEAN, CLEAN.frames * light)).flicker > 0.1
-    assert measure_clip(changed(CLEAN, CLEAN.frames * fade)).flicker < clean + 0.003
+    clean = ClipMetrics(CLEAN).flicker
+    assert ClipMetrics(changed(CLEAN, CLEAN.frames * light)).flicker > 0.1
+    assert ClipMetrics(changed(CLEAN, CLEAN.frames * fade)).flicker < clean + 0.003
 
 
 def test_boiling_texture_and_teleports_are_warp_error_and_smooth_motion_is_not() -> None:
     grain = np.random.default_rng(5).normal(0, 20, CLEAN.frames.shape[:3])[..., None]
     boiling = changed(CLEAN, CLEAN.frames + grain)
     teleporting = changed(CLEAN, CLEAN.frames[np.random.default_rng(6).permutation(FRAMES)])
-    clean = measure_clip(CLEAN).warp_error
-    assert measure_clip(boiling).warp_error > 5 * clean
-    assert measure_clip(teleporting).warp_error > 2 * clean
+    clean = ClipMetrics(CLEAN).warp_error
+    assert ClipMetrics(boiling).warp_error > 5 * clean
+    assert ClipMetrics(teleporting).warp_error > 2 * clean
 
 
 def test_the_dynamic_degree_is_the_speed_in_diagonals_a_second() -> None:
     for speed in (1.0, 2.0):
         expected = speed * FPS / (SIDE * np.sqrt(2))
         # The flow is estimated: within a quarter of the truth for a patch that fills a ninth of the picture.
-        assert measure_clip(rendered(speed)).dynamic_degree == pytest.approx(expected, rel=0.25)
+        assert ClipMetrics(rendered(speed)).dynamic_degree == pytest.approx(expected, rel=0.25)
 
 
 def test_a_frozen_clip_does_not_move_and_the_frame_rate_counts() -> None:
     frozen = changed(CLEAN, np.repeat(CLEAN.frames[:1], FRAMES, axis=0))
-    assert measure_clip(frozen).dynamic_degree < 1e-3
-    assert measure_clip(frozen).scores["dynamics"] < 0.01
-    fast = measure_clip(replace(CLEAN, fps=16.0)).dynamic_degree
-    assert fast == pytest.approx(2 * measure_clip(CLEAN).dynamic_degree)
+    assert ClipMetrics(frozen).dynamic_degree < 1e-3
+    assert ClipMetrics(frozen).scores()["dynamics"] < 0.01
+    fast = ClipMetrics(replace(CLEAN, fps=16.0)).dynamic_degree
+    assert fast == pytest.approx(2 * ClipMetrics(CLEAN).dynamic_degree)
 
 
 def test_blur_lowers_sharpness_and_little_else() -> None:
     soft = changed(CLEAN, np.stack([cv2.GaussianBlur(frame, (0, 0), 3) for frame in CLEAN.frames]))
-    clean, blurred = measure_clip(CLEAN), measure_clip(soft)
+    clean, blurred = ClipMetrics(CLEAN), ClipMetrics(soft)
     assert blurred.sharpness < 0.6 * clean.sharpness
     assert blurred.exposure == clean.exposure
     assert abs(blurred.flicker - clean.flicker) < 0.001
@@ -91,23 +91,23 @@ def test_a_clean_edge_between_black_and_white_has_full_sharpness_at_any_size() -
     for side in (32, 96, 512):
         frames = np.zeros((2, side, side, 3), np.uint8)
         frames[:, np.arange(side) * 8 // side % 2 == 1] = 255
-        assert measure_clip(Clip(frames, FPS)).sharpness > 0.7
+        assert ClipMetrics(Clip(frames, FPS)).sharpness > 0.7
 
 
 @pytest.mark.parametrize("gain", [0.0, 4.5])
 def test_crushed_and_blown_out_pictures_lose_exposure(gain: float) -> None:
-    assert measure_clip(changed(CLEAN, CLEAN.frames * gain)).exposure < 0.3
+    assert ClipMetrics(changed(CLEAN, CLEAN.frames * gain)).exposure < 0.3
 
 
 def test_one_frame_is_a_picture_without_motion() -> None:
-    found = measure_clip(replace(CLEAN, frames=CLEAN.frames[:1]))
+    found = ClipMetrics(replace(CLEAN, frames=CLEAN.frames[:1]))
     assert (found.flicker, found.warp_error, found.dynamic_degree) == (0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 1), (2, 4, 600), (3, 8, 8), (2, 33, 47)])
 def test_clips_of_odd_sizes_are_measured(shape: tuple[int, int, int]) -> None:
     frames = np.random.default_rng(7).integers(0, 256, (*shape, 3), np.uint8)
-    assert all(np.isfinite(score) for score in measure_clip(Clip(frames, FPS)).scores.values())
+    assert all(np.isfinite(score) for score in ClipMetrics(Clip(frames, FPS)).scores().values())
 
 
 def test_the_flow_points_back_to_where_things_were() -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from reelign.data.clip import Clip
+from reelign.errors import ReelignError
 from reelign.miniature.captions import full_prompt, read_prompt, user_prompt
 from reelign.miniature.render import defective, render
 from reelign.miniature.training_judge import training_judge
@@ -86,3 +87,16 @@ def test_pixels_measure_without_weights():
     assert set(found) == {"steadiness", "dynamics", "sharpness", "exposure"}
     assert found["sharpness"][0] > found["sharpness"][1]
     assert found["steadiness"][0] > found["steadiness"][2]
+
+
+def test_of_the_pixels_only_what_is_asked_for_is_measured(monkeypatch):
+    scene = scenes(False)[0]
+    clip = Clip(render(scene, np.random.default_rng(0)), FPS, "", "a")
+    whole = Pixels()([clip])
+    monkeypatch.setattr("reelign.data.metrics.optical_flow", None)  # the dearest part is not needed here
+    some = Pixels(("exposure", "sharpness"))([clip])
+    assert {name: values.tolist() for name, values in some.items()} == {
+        name: whole[name].tolist() for name in ("exposure", "sharpness")
+    }
+    with pytest.raises(ReelignError, match="no dimension 'beauty'; it scores steadiness"):
+        Pixels(("exposure", "beauty"))

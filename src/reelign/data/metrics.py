@@ -14,7 +14,8 @@ The flow is Farneback's (2003). Luma is in [0, 1], at a longer side of at most `
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import cached_property
 from itertools import pairwise
 
 import cv2
@@ -28,53 +29,77 @@ DISTINCT = 0.08
 """Difference in luma that sets a pixel apart from the ground."""
 SMALLEST_FLOW_SIDE = 8
 """Below this many pixels a frame has no room for the flow's windows."""
+MEASURES = ("flicker", "warp_error", "dynamic_degree", "sharpness", "exposure", "foreground")
+SCORES = ("steadiness", "dynamics", "sharpness", "exposure")
+"""Of the measures, what a judge would say."""
 
 
-@dataclass(frozen=True)
 class ClipMetrics:
-    """What was measured; units and ranges are in the table above."""
-
-    flicker: float
-    warp_error: float
-    dynamic_degree: float
-    sharpness: float
-    exposure: float
-    foreground: float
-
-    @property
-    def scores(self) -> dict[str, float]:
-        """Axes in [0, 1], higher is better; dynamics is one of them, for steadiness alone rewards stillness."""
-        return {
-            "steadiness": float(np.clip(1 - 10 * self.flicker - 4 * self.warp_error, 0, 1)),
-            "dynamics": float(1 - np.exp(-self.dynamic_degree / 0.15)),
-            "sharpness": self.sharpness,
-            "exposure": self.exposure,
-        }
-
-
-def measure_clip(clip: Clip) -> ClipMetrics:
-    """Measure a clip of any size.
+    """Measures of a clip of any size, each taken when it is first asked for: the flow is by far the dearest.
 
     A clip of one frame does not move: its flicker, warp error and dynamic degree are 0. The dynamic degree depends on
-    `clip.fps`: the same frames shown twice as fast move twice as fast.
+    `clip.fps`: the same frames shown twice as fast move twice as fast. Units and ranges are in the table above.
     """
-    luma = [_luma(frame) for frame in clip.frames]
-    steps = np.diff([frame.mean() for frame in luma])
-    diagonal = float(np.hypot(*luma[0].shape))
-    errors, speeds = [], []
-    for before, after in pairwise(luma):
-        flow = optical_flow(before, after)
-        errors.append(np.abs(_warp(before, flow) - after).mean())
-        speeds.append(np.quantile(np.linalg.norm(flow, axis=2), 0.95) / diagonal * clip.fps)
-    moves = len(luma) > 1
-    return ClipMetrics(
-        flicker=float(np.std(steps)) if moves else 0.0,
-        warp_error=float(np.mean(errors)) if moves else 0.0,
-        dynamic_degree=float(np.mean(speeds)) if moves else 0.0,
-        sharpness=float(np.mean([_sharpness(frame) for frame in luma])),
-        exposure=float(np.mean([((frame > 4 / 255) & (frame < 251 / 255)).mean() for frame in luma])),
-        foreground=float(np.mean([_foreground(frame) for frame in luma])),
-    )
+
+    def __init__(self, clip: Clip) -> None:
+        self._fps, self._luma = clip.fps, [_luma(frame) for frame in clip.frames]
+
+    @cached_property
+    def flicker(self) -> float:
+        """Spread of the steps of mean luma."""
+        return float(np.std(np.diff([frame.mean() for frame in self._luma]))) if len(self._luma) > 1 else 0.0
+
+    @cached_property
+    def warp_error(self) -> float:
+        """What the flow does not explain of each frame."""
+        steps = zip(self._luma, self._luma[1:], self._flows, strict=False)
+        errors = [np.abs(_warp(before, flow) - after).mean() for before, after, flow in steps]
+        return float(np.mean(errors)) if errors else 0.0
+
+    @cached_property
+    def dynamic_degree(self) -> float:
+        """Speed of the fastest."""
+        diagonal = float(np.hypot(*self._luma[0].shape))
+        speeds = [np.quantile(np.linalg.norm(flow, axis=2), 0.95) / diagonal * self._fps for flow in self._flows]
+        return float(np.mean(speeds)) if speeds else 0.0
+
+    @cached_property
+    def sharpness(self) -> float:
+        """Mean over the frames."""
+        return float(np.mean([_sharpness(frame) for frame in self._luma]))
+
+    @cached_property
+    def exposure(self) -> float:
+        """Share of pixels that are neither crushed nor blown out."""
+        return float(np.mean([((frame > 4 / 255) & (frame < 251 / 255)).mean() for frame in self._luma]))
+
+    @cached_property
+    def foreground(self) -> float:
+        """Share of pixels that stand out."""
+        return float(np.mean([_foreground(frame) for frame in self._luma]))
+
+    @property
+    def measures(self) -> dict[str, float]:
+        """All of the table."""
+        return {name: getattr(self, name) for name in MEASURES}
+
+    @property
+    def steadiness(self) -> float:
+        """In [0, 1]; alone it rewards stillness."""
+        return float(np.clip(1 - 10 * self.flicker - 4 * self.warp_error, 0, 1))
+
+    @property
+    def dynamics(self) -> float:
+        """The dynamic degree, brought into [0, 1]."""
+        return float(1 - np.exp(-self.dynamic_degree / 0.15))
+
+    def scores(self, names: Sequence[str] = SCORES) -> dict[str, float]:
+        """Axes in [0, 1], higher is better."""
+        return {name: getattr(self, name) for name in names}
+
+    @cached_property
+    def _flows(self) -> list[np.ndarray]:
+        return [optical_flow(before, after) for before, after in pairwise(self._luma)]
 
 
 def optical_flow(before: np.ndarray, after: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ only, and its validation and test halves share no scene; a battery of a user's o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from reelign.data.clip import Clip, write_clip
-from reelign.data.metrics import measure_clip
+from reelign.data.metrics import ClipMetrics
 from reelign.data.prompts import read_prompts
 from reelign.enhancer.enhancer import Enhancer
 from reelign.evaluate.evaluation import Evaluation, Item
@@ -165,13 +165,12 @@ def generate_keyed(
 
 def judge_clip(task: Task, video: np.ndarray, config: BatteryConfig, place: str | None, measured: bool) -> Item:
     """Judge a clip (T, H, W, 3) of the battery; `place` is its file, if it was kept."""
-    found = measure_clip(Clip(video, config.fps, task.prompt, task.id)) if measured or task.scene is None else None
-    measures = asdict(found) if found is not None and measured else {}
+    found = ClipMetrics(Clip(video, config.fps, task.prompt, task.id))
+    measures = found.measures if measured else {}
     if task.scene is not None:
         verdict = judge(video, task.scene, task.stated)
         return Item(task.id, task.prompt, config.seed, verdict.scores, verdict.attributes, place, measures)
-    assert found is not None
-    return Item(task.id, task.prompt, config.seed, found.scores, {}, place, measures)
+    return Item(task.id, task.prompt, config.seed, found.scores(), {}, place, measures)
 
 
 def _batches(todo: Sequence[Task], size: int) -> Iterator[Sequence[Task]]:

@@ -42,11 +42,11 @@ class PixelsEntry(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     kind: Literal["pixels"]
-    weights: Weights = Field(description="Weight of each dimension: steadiness, dynamics, sharpness, exposure.")
+    weights: Weights = Field(description="Weight of each that is measured: steadiness, dynamics, sharpness, exposure.")
 
     def build(self) -> Reward:
         """The reward."""
-        return Pixels()
+        return Pixels(tuple(self.weights))
 
 
 class VideoAlignEntry(BaseModel):
