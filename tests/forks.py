@@ -1,4 +1,5 @@
-"""`reelign ARGUMENTS` in a process of its own that starts at once: the fork of one that has imported everything.
+"""`reelign ARGUMENTS`, a script or a function in a process of its own that starts at once: the fork of one that has
+imported everything.
 
 Signals, exit status and what is said are as on the command line, and several ranks find each other as torchrun's do;
 only the seconds of importing are saved. What the command line imports, and how it starts, is tested with real commands
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -16,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from unittest import mock
@@ -38,32 +41,51 @@ def free_port() -> int:
 
 def run(arguments: Sequence[str | Path], **extra: str) -> subprocess.CompletedProcess[str]:
     """Run `reelign ARGUMENTS` to its end."""
-    with tempfile.TemporaryDirectory() as folder:
-        out, err = Path(folder) / "out", Path(folder) / "err"
-        process = _start(arguments, environment(**extra), out, err)
-        process.join(300)
-        if process.is_alive():
-            process.kill()
-            raise subprocess.TimeoutExpired([*map(str, arguments)], 300)
-        said = (path.read_text() if path.exists() else "" for path in (out, err))
-        return subprocess.CompletedProcess([*map(str, arguments)], process.exitcode or 0, *said)
+    return _run([{}], arguments, _reelign, extra)
 
 
 def run_ranks(ranks: int, arguments: Sequence[str | Path], **extra: str) -> subprocess.CompletedProcess[str]:
     """Run `reelign ARGUMENTS` on several ranks of this machine. When one fails the others are ended, as by torchrun."""
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    sizes = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+    return _run(_places(ranks), arguments, _reelign, extra)
+
+
+def run_script(path: Path, *arguments: str | Path, **extra: str) -> subprocess.CompletedProcess[str]:
+    """Run `python PATH ARGUMENTS` to its end."""
+    return _run([{}], [path, *arguments], _script, extra)
+
+
+def call_on_ranks(ranks: int, function: Callable[..., None], *arguments: object) -> None:
+    """Call a module's function on several ranks of this machine; all must come to their end."""
+    done = _run(_places(ranks), arguments, function, {"CUDA_VISIBLE_DEVICES": ""})
+    assert done.returncode == 0, done.stderr
+
+
+def _places(ranks: int) -> list[dict[str, str]]:
+    """What torchrun tells each of several ranks."""
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    common |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+    return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+
+
+def _run(
+    places: Sequence[Mapping[str, str]],
+    arguments: Sequence[object],
+    function: Callable[..., None],
+    extra: dict[str, str],
+) -> subprocess.CompletedProcess[str]:
+    """A process for each place, until all have ended or one has failed."""
+    shown = [*map(str, arguments)]
     with tempfile.TemporaryDirectory() as folder:
-        places = [(Path(folder) / f"out-{rank}", Path(folder) / f"err-{rank}") for rank in range(ranks)]
+        logs = [(Path(folder) / f"out-{rank}", Path(folder) / f"err-{rank}") for rank in range(len(places))]
         processes = [
-            _start(arguments, environment(**meeting, **sizes, RANK=str(rank), LOCAL_RANK=str(rank), **extra), out, err)
-            for rank, (out, err) in enumerate(places)
+            _start(function, arguments, environment(**place, **extra), out, err)
+            for place, (out, err) in zip(places, logs, strict=True)
         ]
         until = time.monotonic() + 300
         while any(process.is_alive() for process in processes) and time.monotonic() < until:
             if any(process.exitcode for process in processes):
                 break
-            time.sleep(0.02)
+            connection.wait([process.sentinel for process in processes if process.is_alive()], timeout=1)
         late = time.monotonic() >= until
         for process in processes:
             if process.is_alive():
@@ -72,10 +94,11 @@ def run_ranks(ranks: int, arguments: Sequence[str | Path], **extra: str) -> subp
                 process.kill()
             process.join()
         if late:
-            raise subprocess.TimeoutExpired([*map(str, arguments)], 300)
-        said = ("".join(path.read_text() for path in kind if path.exists()) for kind in zip(*places, strict=True))
-        failed = int(any(process.exitcode for process in processes))
-        return subprocess.CompletedProcess([*map(str, arguments)], failed, *said)
+            raise subprocess.TimeoutExpired(shown, 300)
+        said = ("".join(path.read_text() for path in kind if path.exists()) for kind in zip(*logs, strict=True))
+        codes = [process.exitcode for process in processes]
+        failed = next((code for code in codes if code), 0)
+        return subprocess.CompletedProcess(shown, failed or 0, *said)
 
 
 class Fork:
@@ -84,7 +107,7 @@ class Fork:
     def __init__(self, folder: Path, *arguments: str | Path, **extra: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._log = folder / f"said-{time.monotonic_ns()}.txt"
-        self._process = _start(arguments, environment(CUDA_VISIBLE_DEVICES="", **extra), self._log, self._log)
+        self._process = _start(_reelign, arguments, environment(CUDA_VISIBLE_DEVICES="", **extra), self._log, self._log)
 
     @property
     def said(self) -> str:
@@ -117,24 +140,38 @@ class Fork:
         os.kill(self._process.pid or 0, number)
 
 
-def _start(arguments: Sequence[str | Path], variables: Mapping[str, str], out: Path, err: Path) -> BaseProcess:
-    work = ([*map(str, arguments)], dict(variables), str(Path.cwd()), str(out), str(err))
-    process = SERVER.Process(target=_command, args=work)
+def _start(
+    function: Callable[..., None], arguments: Sequence[object], variables: Mapping[str, str], out: Path, err: Path
+) -> BaseProcess:
+    work = (function, [*arguments], dict(variables), str(Path.cwd()), str(out), str(err))
+    process = SERVER.Process(target=_entered, args=work)
     with mock.patch.dict(os.environ, environment(CUDA_VISIBLE_DEVICES="")):  # of the server, when this starts it
         process.start()
     return process
 
 
-def _command(arguments: list[str], variables: dict[str, str], folder: str, out: str, err: str) -> None:
+def _entered(
+    function: Callable[..., None], arguments: list[object], variables: dict[str, str], folder: str, out: str, err: str
+) -> None:
     os.environ.clear()
     os.environ.update(variables)
     os.chdir(folder)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests themselves run in the background
     sys.path[:0] = [place for place in variables.get("PYTHONPATH", "").split(os.pathsep) if place]
-    sys.argv = ["reelign", *arguments]
     for number, path in ((1, out), (2, err)):
         with Path(path).open("ab") as file:
             os.dup2(file.fileno(), number)
+    function(*arguments)
+
+
+def _reelign(*arguments: str | Path) -> None:
+    sys.argv = ["reelign", *map(str, arguments)]
     from reelign.cli import main
 
     main()
+
+
+def _script(path: Path, *arguments: str | Path) -> None:
+    sys.argv = [str(path), *map(str, arguments)]
+    sys.path.insert(0, str(path.parent))
+    runpy.run_path(str(path), run_name="__main__")

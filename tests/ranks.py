@@ -1,15 +1,8 @@
-"""A small network trained as `stages/sft.py` trains, on one rank (`run_alone`) or on several (`run_ranks`).
-
-This file is also the program of each rank: `python ranks.py JOB.json`.
-"""
+"""A small network trained as `stages/sft.py` trains, on one rank (`run_alone`) or on several (`run_ranks`)."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from forks import free_port
+from forks import call_on_ranks
 from reelign.train.checkpoint import Checkpoints
 from reelign.train.ema import Ema
 from reelign.train.optim import OptimConfig, Optimizer
@@ -142,29 +135,10 @@ def run_alone(job: Job) -> dict[str, Any]:
 
 def run_ranks(ranks: int, job: Job) -> list[dict[str, Any]]:
     """Run a job on real processes that talk over gloo; what each rank saw."""
-    folder = Path(job.folder)
-    (folder / "job.json").write_text(json.dumps(asdict(job)), encoding="utf-8")
-    port = str(free_port())
-    common = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(folder / "job.json")],
-            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    try:
-        said = [process.communicate(timeout=120)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert all(process.returncode == 0 for process in processes), "\n".join(said)
-    return [torch.load(folder / f"rank-{rank}.pt") for rank in range(ranks)]
+    call_on_ranks(ranks, _rank, job)
+    return [torch.load(Path(job.folder) / f"rank-{rank}.pt") for rank in range(ranks)]
 
 
-if __name__ == "__main__":
-    train(Job(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))
+def _rank(job: Job) -> None:
+    train(job)
     leave(0)

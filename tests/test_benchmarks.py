@@ -1,29 +1,19 @@
 """The benchmark scripts run; what they measure is kept by hand, never by tests."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from command import ROOT, environment
+from command import ROOT
+from forks import run_script
+
+BENCHMARKS = ROOT / "benchmarks"
 
 
 def gpu_rows(out: Path, *settings: str) -> list[dict]:
-    script = [
-        sys.executable,
-        ROOT / "benchmarks" / "gpu.py",
-        "--tiny",
-        "--steps",
-        "1",
-        "--matches",
-        "1",
-        "--out",
-        out,
-        *settings,
-    ]
-    done = subprocess.run(script, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    small = ("--tiny", "--steps", "1", "--matches", "1")
+    done = run_script(BENCHMARKS / "gpu.py", *small, "--out", out, *settings)
     assert done.returncode == 0, done.stderr
     return json.loads(out.read_text())["rows"]
 
@@ -75,8 +65,7 @@ def test_the_gpu_script_measures_only_what_is_asked_for(tmp_path):
 
 def test_the_throughput_script_compares_the_stage_with_a_bare_loop(tmp_path):
     out = tmp_path / "ratio.json"
-    script = [sys.executable, ROOT / "benchmarks" / "sft_throughput.py", "--rounds", "1", "--steps", "1", "--out", out]
-    done = subprocess.run(script, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    done = run_script(BENCHMARKS / "sft_throughput.py", "--rounds", "1", "--steps", "1", "--out", out)
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
     assert found["ratio"] > 0
@@ -86,8 +75,7 @@ def test_the_throughput_script_compares_the_stage_with_a_bare_loop(tmp_path):
 def test_the_plan_script_writes_a_row_for_each_seed(tmp_path):
     out = tmp_path / "plan.json"
     small = ["--seeds", "0", "--count", "2", "--fresh", "2", "--only", "steps", "--runs", tmp_path, "--out", out]
-    script = [sys.executable, ROOT / "benchmarks" / "plan.py", *small]
-    done = subprocess.run(script, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    done = run_script(BENCHMARKS / "plan.py", *small)
     assert done.returncode == 0, done.stderr
     assert [row["seed"] for row in json.loads(out.read_text())["rows"]] == [0]
     head, rule, row = out.with_suffix(".md").read_text().splitlines()

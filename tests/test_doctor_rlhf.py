@@ -3,7 +3,6 @@
 import ast
 import json
 import math
-import subprocess
 import sys
 
 import numpy as np
@@ -11,8 +10,9 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from command import DEMO, environment, on_ranks, reelign
-from diagnosis import complaints, diagnosis
+from command import DEMO, on_ranks, reelign
+from diagnosis import complaints, diagnosis, ranks_that_differ
+from forks import call_on_ranks
 from reelign.data.clip import Clip
 from reelign.doctor import Finding, examine
 from reelign.doctor.cost import count
@@ -337,37 +337,7 @@ def test_the_command_prints_each_line_once_on_two_ranks(tmp_path):
 
 
 def test_ranks_agree_on_what_failed_and_name_weights_that_differ(tmp_path):
-    (tmp_path / "apart.py").write_text(
-        "import sys\n"
-        "import torch\n"
-        "from reelign.doctor.finding import look, of_all_ranks, on_all_ranks\n"
-        "from reelign.doctor.rehearsal import unequal\n"
-        "from reelign.errors import ReelignError\n"
-        "from reelign.train.parallel import World, leave\n"
-        "world = World.start()\n"
-        "weights = {'same': torch.ones(3), 'apart': torch.ones(3) + 1e-6 * world.rank}\n"
-        "differ = unequal(world, weights)\n"
-        "def score():\n"
-        "    if world.rank == 1:\n"
-        "        raise ReelignError('a is nan.')\n"
-        "    return 'fine.'\n"
-        "found = [look('rewards', lambda: on_all_ranks(world, score)), look('seed', lambda: '0.')]\n"
-        "found = of_all_ranks(found, world)\n"
-        "said = repr((differ, [(f.check, f.passed, f.sentence) for f in found]))\n"
-        "open(f'{sys.argv[1]}/rank-{world.rank}', 'w').write(said)\n"
-        "world.barrier()\n"
-        "leave(0)\n"
-    )
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*launch, str(tmp_path / "apart.py"), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        env=environment(CUDA_VISIBLE_DEVICES=""),
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    call_on_ranks(2, ranks_that_differ, tmp_path)
     elsewhere = "it failed on another rank; the line of that rank says why."
     first = [("rewards", False, elsewhere), ("seed", True, "0."), ("rewards (rank 1)", False, "a is nan.")]
     said = [ast.literal_eval((tmp_path / f"rank-{rank}").read_text()) for rank in range(2)]

@@ -2,13 +2,12 @@
 
 import os
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from forks import SERVER, environment, free_port
+from forks import call_on_ranks
 from reelign.data.clip import Clip
 from reelign.flow.ties import tie_nll
 from reelign.rewards.vlm_network import VlmLora, VlmNetwork, VlmNetworkConfig
@@ -43,24 +42,10 @@ def update(base: Path) -> dict[str, Tensor]:
 
 def update_on_ranks(ranks: int, base: Path, out: Path) -> list[dict[str, Tensor]]:
     """What each of several real processes is left with."""
-    port = str(free_port())
-    common = environment(CUDA_VISIBLE_DEVICES="", MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE=str(ranks))
-    processes = []
-    with mock.patch.dict(os.environ, environment(CUDA_VISIBLE_DEVICES="")):  # of the server, when this starts it
-        for rank in range(ranks):
-            own = common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            processes.append(SERVER.Process(target=_rank, args=(own, base, out / f"rank-{rank}.pt")))
-            processes[-1].start()
-    for process in processes:
-        process.join(120)
-    codes = [process.exitcode for process in processes]
-    for process in processes:
-        process.kill()
-    assert codes == [0] * ranks
+    call_on_ranks(ranks, _rank, base, out)
     return [torch.load(out / f"rank-{rank}.pt") for rank in range(ranks)]
 
 
-def _rank(variables: dict[str, str], base: Path, out: Path) -> None:
-    os.environ.update(variables)
-    torch.save(update(base), out)
+def _rank(base: Path, out: Path) -> None:
+    torch.save(update(base), out / f"rank-{os.environ['RANK']}.pt")
     leave(0)
