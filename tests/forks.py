@@ -24,7 +24,7 @@ from pathlib import Path
 from unittest import mock
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["reelign.pipeline", "trl.trainer.sft_trainer", "trl.trainer.grpo_trainer"])
+SERVER.set_forkserver_preload(["inherited"])
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -46,7 +46,7 @@ def run(arguments: Sequence[str | Path], **extra: str) -> subprocess.CompletedPr
 
 def run_ranks(ranks: int, arguments: Sequence[str | Path], **extra: str) -> subprocess.CompletedProcess[str]:
     """Run `reelign ARGUMENTS` on several ranks of this machine. When one fails the others are ended, as by torchrun."""
-    return _run(_places(ranks), arguments, _reelign, extra)
+    return _run(places(ranks), arguments, _reelign, extra)
 
 
 def run_script(path: Path, *arguments: str | Path, **extra: str) -> subprocess.CompletedProcess[str]:
@@ -56,11 +56,11 @@ def run_script(path: Path, *arguments: str | Path, **extra: str) -> subprocess.C
 
 def call_on_ranks(ranks: int, function: Callable[..., None], *arguments: object) -> None:
     """Call a module's function on several ranks of this machine; all must come to their end."""
-    done = _run(_places(ranks), arguments, function, {"CUDA_VISIBLE_DEVICES": ""})
+    done = _run(places(ranks), arguments, function, {"CUDA_VISIBLE_DEVICES": ""})
     assert done.returncode == 0, done.stderr
 
 
-def _places(ranks: int) -> list[dict[str, str]]:
+def places(ranks: int) -> list[dict[str, str]]:
     """What torchrun tells each of several ranks."""
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     common |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
@@ -145,7 +145,8 @@ def _start(
 ) -> BaseProcess:
     work = (function, [*arguments], dict(variables), str(Path.cwd()), str(out), str(err))
     process = SERVER.Process(target=_entered, args=work)
-    with mock.patch.dict(os.environ, environment(CUDA_VISIBLE_DEVICES="")):  # of the server, when this starts it
+    own = environment(CUDA_VISIBLE_DEVICES="", PYTHONPATH=str(Path(__file__).parent))
+    with mock.patch.dict(os.environ, own):  # of the server, when this starts it
         process.start()
     return process
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from forks import SERVER, free_port
+from forks import SERVER, places
 from reelign.data.clip import write_clip
 from reelign.evaluate.battery import BatteryConfig, generate_batch
 from reelign.feedback.vote import Axis, Kind, Shown, Verdict, Vote, read_votes
@@ -89,11 +89,9 @@ def context(folder: Path, world: World = ALONE) -> StageContext:
 
 def in_ranks(work: Callable[..., None], *arguments: object, ranks: int) -> Sequence[BaseProcess]:
     """Begin `work(world, *arguments)` on one rank or several, each in a process of its own."""
-    port = str(free_port())
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks), "CUDA_VISIBLE_DEVICES": ""}
     processes = [
-        SERVER.Process(target=_rank, args=(work, arguments, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}))
-        for rank in range(ranks)
+        SERVER.Process(target=_rank, args=(work, arguments, place | {"CUDA_VISIBLE_DEVICES": ""}))
+        for place in places(ranks)
     ]
     for process in processes:
         process.start()
