@@ -18,7 +18,7 @@ from pathlib import Path
 from reelign.flow.step import gradient_scale
 from reelign.recipe import Recipe, load_recipe
 from reelign.stages.rlhf import training_sampler
-from rl_runs import AXES, POLICY_GRADIENT, TO_THE_END, Outcome, gsb_text, run_stage, trainer, write
+from rl_runs import AXES, POLICY_GRADIENT, TO_THE_END, Outcome, gsb_text, interval, run_stage, trainer, write
 
 ALGORITHM = "rlhf.algorithm."
 VARIANTS: dict[str, list[str]] = {
@@ -110,9 +110,14 @@ def prefix_saved(recipe: Recipe) -> dict[str, float]:
 def table(
     found: dict[str, list[Outcome]], seeds: list[int], norms: list[dict[str, float]], saved: dict[str, float]
 ) -> str:
-    """As Markdown: held-out validation, GSB against the parent for each seed, weakest retention, seconds."""
+    """As Markdown: mean and range of the seeds, then for each seed held-out validation, GSB against the parent, weakest
+    retention and minutes."""
+    lines = ["| variant, mean of the seeds [lowest, highest] | GSB overall | validation, end |", "|---|---|---|"]
+    for variant, runs in found.items():
+        gained = [outcome.gsb["overall"]["value"] for outcome in runs]
+        lines.append(f"| {variant} | {interval(gained)} | {interval([outcome.points[-1].score for outcome in runs])} |")
     axes = " | ".join(f"GSB {axis}" for axis in AXES)
-    lines = [f"| variant | seed | validation: start, end | {axes} | weakest retention | minutes |"]
+    lines += ["", f"| variant | seed | validation: start, end | {axes} | weakest retention | minutes |"]
     lines.append("|---" * (len(AXES) + 5) + "|")
     for variant, runs in found.items():
         for seed, outcome in zip(seeds, runs, strict=True):

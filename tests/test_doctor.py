@@ -17,7 +17,9 @@ SMALL = ("curate=null", "sft.data=[{kind: miniature, count: 16}]")
 
 
 def findings(*overrides: str) -> dict[str, Finding]:
-    found = examine(load_recipe(DEMO, ["rlhf=null", "enhance=null", "distill=null", *overrides]))
+    found = examine(
+        load_recipe(DEMO, ["votes=null", "reward=null", "rlhf=null", "enhance=null", "distill=null", *overrides])
+    )
     assert len({finding.check for finding in found}) == len(found)
     return {finding.check: finding for finding in found}
 

@@ -45,7 +45,16 @@ ALONE = World(0, 1, torch.device("cpu"), None)
 
 
 def overrides(*more: str) -> list[str]:
-    small = ["curate=null", "sft=null", "rlhf=null", "enhance=null", "sampler.steps=4", "battery.count=2"]
+    small = [
+        "curate=null",
+        "sft=null",
+        "votes=null",
+        "reward=null",
+        "rlhf=null",
+        "enhance=null",
+        "sampler.steps=4",
+        "battery.count=2",
+    ]
     return [*small, "battery.validation_count=3", f"distill={json.dumps(SMALL)}", *more]
 
 

@@ -42,8 +42,8 @@ ALONE = World(0, 1, torch.device("cpu"), None)
 
 
 def overrides(*more: str) -> list[str]:
-    small = ["curate=null", "sft=null", "enhance=null", "distill=null", "sampler.steps=4", "battery.count=2"]
-    return [*small, f"rlhf={json.dumps(SMALL)}", *more]
+    small = ["curate=null", "sft=null", "votes=null", "reward=null", "enhance=null", "distill=null", "sampler.steps=4"]
+    return [*small, "battery.count=2", f"rlhf={json.dumps(SMALL)}", *more]
 
 
 def recipe(*more: str) -> Recipe:
@@ -91,7 +91,7 @@ def test_a_sound_recipe_passes_every_finding_and_nothing_is_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["miniature-rlhf", "miniature-users", "hacked"])
+@pytest.mark.parametrize("name", ["miniature-rlhf", "miniature-feedback", "miniature-users", "hacked"])
 def test_the_recipes_of_the_miniature_pass_every_finding(name):
     found = examine(load_recipe(DEMO.with_name(f"{name}.yaml"), ["model=miniature", "sampler.steps=6"]))
     assert [finding for finding in found if not finding.passed] == []
