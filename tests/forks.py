@@ -87,6 +87,7 @@ def _run(
                 break
             connection.wait([process.sentinel for process in processes if process.is_alive()], timeout=1)
         late = time.monotonic() >= until
+        failed = next((process.exitcode for process in processes if process.exitcode), 0)  # not one that is ended here
         for process in processes:
             if process.is_alive():
                 process.terminate()
@@ -96,9 +97,7 @@ def _run(
         if late:
             raise subprocess.TimeoutExpired(shown, 300)
         said = ("".join(path.read_text() for path in kind if path.exists()) for kind in zip(*logs, strict=True))
-        codes = [process.exitcode for process in processes]
-        failed = next((code for code in codes if code), 0)
-        return subprocess.CompletedProcess(shown, failed or 0, *said)
+        return subprocess.CompletedProcess(shown, failed, *said)
 
 
 class Fork:
@@ -140,15 +139,19 @@ class Fork:
         os.kill(self._process.pid or 0, number)
 
 
+def started(target: Callable[..., None], *arguments: object) -> BaseProcess:
+    """A fork that runs `target(*arguments)`. The first one starts the server, in this environment."""
+    process = SERVER.Process(target=target, args=arguments)
+    own = environment(CUDA_VISIBLE_DEVICES="", PYTHONPATH=str(Path(__file__).parent))
+    with mock.patch.dict(os.environ, own):
+        process.start()
+    return process
+
+
 def _start(
     function: Callable[..., None], arguments: Sequence[object], variables: Mapping[str, str], out: Path, err: Path
 ) -> BaseProcess:
-    work = (function, [*arguments], dict(variables), str(Path.cwd()), str(out), str(err))
-    process = SERVER.Process(target=_entered, args=work)
-    own = environment(CUDA_VISIBLE_DEVICES="", PYTHONPATH=str(Path(__file__).parent))
-    with mock.patch.dict(os.environ, own):  # of the server, when this starts it
-        process.start()
-    return process
+    return started(_entered, function, [*arguments], dict(variables), str(Path.cwd()), str(out), str(err))
 
 
 def _entered(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from forks import SERVER, places
+from forks import places, started
 from reelign.data.clip import write_clip
 from reelign.evaluate.battery import BatteryConfig, generate_batch
 from reelign.feedback.vote import Axis, Kind, Shown, Verdict, Vote, read_votes
@@ -89,13 +89,7 @@ def context(folder: Path, world: World = ALONE) -> StageContext:
 
 def in_ranks(work: Callable[..., None], *arguments: object, ranks: int) -> Sequence[BaseProcess]:
     """Begin `work(world, *arguments)` on one rank or several, each in a process of its own."""
-    processes = [
-        SERVER.Process(target=_rank, args=(work, arguments, place | {"CUDA_VISIBLE_DEVICES": ""}))
-        for place in places(ranks)
-    ]
-    for process in processes:
-        process.start()
-    return processes
+    return [started(_rank, work, arguments, place | {"CUDA_VISIBLE_DEVICES": ""}) for place in places(ranks)]
 
 
 def _rank(work: Callable[..., None], arguments: Sequence[object], variables: dict[str, str]) -> None:

@@ -42,7 +42,7 @@ class ClipMetrics:
     """
 
     def __init__(self, clip: Clip) -> None:
-        self._fps, self._luma = clip.fps, [_luma(frame) for frame in clip.frames]
+        self._clip = clip
 
     @cached_property
     def flicker(self) -> float:
@@ -52,15 +52,15 @@ class ClipMetrics:
     @cached_property
     def warp_error(self) -> float:
         """What the flow does not explain of each frame."""
-        steps = zip(self._luma, self._luma[1:], self._flows, strict=False)
-        errors = [np.abs(_warp(before, flow) - after).mean() for before, after, flow in steps]
+        steps = zip(pairwise(self._luma), self._flows, strict=True)
+        errors = [np.abs(_warp(before, flow) - after).mean() for (before, after), flow in steps]
         return float(np.mean(errors)) if errors else 0.0
 
     @cached_property
     def dynamic_degree(self) -> float:
         """Speed of the fastest."""
         diagonal = float(np.hypot(*self._luma[0].shape))
-        speeds = [np.quantile(np.linalg.norm(flow, axis=2), 0.95) / diagonal * self._fps for flow in self._flows]
+        speeds = [np.quantile(np.linalg.norm(flow, axis=2), 0.95) / diagonal * self._clip.fps for flow in self._flows]
         return float(np.mean(speeds)) if speeds else 0.0
 
     @cached_property
@@ -96,6 +96,10 @@ class ClipMetrics:
     def scores(self, names: Sequence[str] = SCORES) -> dict[str, float]:
         """Axes in [0, 1], higher is better."""
         return {name: getattr(self, name) for name in names}
+
+    @cached_property
+    def _luma(self) -> list[np.ndarray]:
+        return [_luma(frame) for frame in self._clip.frames]
 
     @cached_property
     def _flows(self) -> list[np.ndarray]:
