@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test types suite clean
 
 demo: $(VENV)/.installed
 	$(BIN)/reelign run recipes/demo.yaml
@@ -11,8 +11,13 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check src tests benchmarks
-	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(MAKE) --no-print-directory --jobs 2 types suite
+
+types:
+	$(BIN)/pyright
+
+suite:
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 $(VENV)/bin/python:

@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from reelign.files import write_atomically
 from reelign.models.block_cache import Cache
@@ -133,6 +134,12 @@ class VideoModel(ABC):
     @abstractmethod
     def twin(self) -> Self:
         """The same model with denoisers of its own; text encoder and autoencoder are shared. It is not causal."""
+
+    @property
+    def stateless(self) -> bool:
+        """Whether several threads may call `velocity` at once: it remembers nothing, and needs no other rank."""
+        sharded = any(isinstance(network, FSDPModule) for network in self.denoisers().values())
+        return self.causal is None and self.block_cache is None and not sharded
 
     def branch(self, name: str) -> AbstractContextManager[None]:
         """Calls of `velocity` within it belong to one side of guidance, "cond" or "uncond"."""

@@ -23,6 +23,7 @@ from reelign.flow.step import NoiseLaw, SdeStep, ode_step, sde_step
 from reelign.models.base import Conditions, VideoModel, take
 from reelign.models.causal import CausalConfig, KVCache, TextCache, View
 from reelign.sampling.noise import noise_after
+from reelign.sampling.slices import side_by_side
 
 
 class SampleConfig(BaseModel):
@@ -161,6 +162,8 @@ def sample(
             stochastic steps of a causal model, whose cache holds one past.
     """
     if model.causal is None:
+        if stochastic is None and model.device.type == "cpu" and model.stateless:
+            return _in_slices(model, conditions, noise, config, negative)
         return _denoise(model, conditions, noise, config, negative, stochastic)
     if stochastic is not None or config.guidance_scale != 1:
         raise ReelignError(
@@ -220,6 +223,19 @@ def remembered(
     with model.causal.seeing(View(cache, text, written)):
         model.velocity(latents, latents.new_zeros(len(latents)), conditions)
     return cache.extended([written[layer] for layer in sorted(written)], model.causal.config)
+
+
+def _in_slices(
+    model: VideoModel, conditions: Conditions, noise: Tensor, config: SampleConfig, negative: Conditions | None
+) -> Sampled:
+    """`_denoise` of a batch, a few rows to a core."""
+
+    def some(rows: slice) -> Sampled:
+        own, away = _taken(conditions, negative, torch.arange(len(noise))[rows])
+        return _denoise(model, own, noise[rows], config, away, None)
+
+    parts = side_by_side(len(noise), some)
+    return Sampled(torch.cat([part.latents for part in parts]), [], sum(part.nfe for part in parts))
 
 
 def _denoise(

@@ -1,0 +1,41 @@
+"""A batch on a CPU, as slices of rows side by side.
+
+The operations of a small network are too short for the cores to share each of them: on two cores they take 0.65 of one
+core's time, where two slices that each have a core of their own take 0.5. A clip does not depend on its batch, and the
+slices do not depend on the number of cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+ROWS = 8
+"""Rows of a slice."""
+Made = TypeVar("Made")
+
+
+def side_by_side(rows: int, work: Callable[[slice], Made]) -> list[Made]:
+    """What `work` makes of each slice of so many rows, in their order, without gradients.
+
+    The calling thread's share of the cores (`torch.get_num_threads`) is divided among the slices that run at once.
+    """
+    slices = [slice(start, min(start + ROWS, rows)) for start in range(0, rows, ROWS)]
+    cores = torch.get_num_threads()
+    at_once = min(cores, len(slices))
+    if at_once == 1:
+        return [work(part) for part in slices]
+
+    @torch.no_grad()
+    def on_own_cores(part: slice) -> Made:
+        torch.set_num_threads(cores // at_once)
+        return work(part)
+
+    try:
+        with ThreadPoolExecutor(at_once, "slice") as threads:
+            return list(threads.map(on_own_cores, slices))
+    finally:
+        torch.set_num_threads(cores)  # MKL knows one number for all threads

@@ -1,0 +1,61 @@
+"""A batch on a CPU is sampled in slices: the clips, the counts and the caller's threads stay what they are."""
+
+import threading
+
+import pytest
+import torch
+
+from reelign.models.load import load_model
+from reelign.sampling import sample as sample_module
+from reelign.sampling.noise import initial_noise
+from reelign.sampling.sample import SampleConfig, sample
+from reelign.sampling.slices import ROWS, side_by_side
+from tiny_wan import tiny_wan
+
+ROWS_IN_ALL = 2 * ROWS + 3
+
+
+@pytest.fixture(params=[1, 3])
+def cores(request):
+    """So many threads for torch's operations while the test runs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("config", [SampleConfig(steps=3), SampleConfig(steps=2, solver="renoise", guidance_scale=1)])
+def test_slices_give_the_clips_of_the_whole_batch(cores, config, tmp_path, monkeypatch):
+    model = load_model(tiny_wan(tmp_path / "wan"), device="cpu")
+    noise = initial_noise([(0, f"prompt {i}", 0) for i in range(ROWS_IN_ALL)], model.latent_shape(5, 32, 32))
+    conditions = model.encode_text([f"{i} red circles" for i in range(ROWS_IN_ALL)])
+    negative = model.encode_text(["a blue ring"] * ROWS_IN_ALL)
+    whole = sample_module._denoise(model, conditions, noise, config, negative, None)
+    ran = []
+    denoise = sample_module._denoise
+
+    def watched(model, conditions, noise, *rest):
+        assert not torch.is_grad_enabled()
+        ran.append((threading.current_thread().name, len(noise), torch.get_num_threads()))
+        return denoise(model, conditions, noise, *rest)
+
+    monkeypatch.setattr(sample_module, "_denoise", watched)
+    found = sample(model, conditions, noise, config, negative)
+    assert sorted(rows for _, rows, _ in ran) == [3, ROWS, ROWS]
+    assert all(own == 1 for *_, own in ran)
+    assert all(name.startswith("slice") == (cores > 1) for name, *_ in ran)
+    assert torch.get_num_threads() == cores
+    assert found.nfe == whole.nfe == ROWS_IN_ALL * config.evaluations
+    assert torch.allclose(found.latents, whole.latents, atol=1e-5)
+
+
+def test_an_error_in_a_slice_is_the_callers_and_the_threads_come_back(cores):
+    def work(rows: slice) -> int:
+        if rows.start:
+            raise RuntimeError(f"rows from {rows.start}")
+        return rows.stop
+
+    assert side_by_side(ROWS, work) == [ROWS]
+    with pytest.raises(RuntimeError, match=f"rows from {ROWS}"):
+        side_by_side(ROWS_IN_ALL, work)
+    assert torch.get_num_threads() == cores
