@@ -191,7 +191,7 @@ def test_enhancement_has_a_section_with_outcomes_lengths_and_both_scores(enhance
         *("Prompt enhancement: with it against without", "What became of the prompts"),
         *("rewritten 2 fallback: word 1 unchanged 1", "25.0 % fell back to the user's own words"),
         *("Words of a prompt", "Scores, by what the user typed", "passed without", "100 % of 3"),
-        "Prompt enhancement against the same model without",
+        "Fine-tuned against Base model",
     ):
         assert words in found.text, words
     labels = [of.get("aria-label") for _, of in found.found]

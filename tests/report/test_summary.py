@@ -10,6 +10,8 @@ from reelign.errors import ReelignError
 from reelign.evaluate.evaluation import Evaluation
 from reelign.report.summary import summarise
 
+LATER = {"name": "rlhf", "title": "Reinforcement learning", "parent": "sft"}
+
 
 def test_gsb_against_the_parent_is_counted_pair_by_pair(run: Path) -> None:
     # Pair by pair, text: same, good, same, bad; visual: good, good, same (0.02), good; motion: good, bad, good, good;
@@ -123,8 +125,37 @@ def test_a_stage_that_adds_something_is_compared_with_the_same_model_without_it(
     assert stage["without"]["attributes"]["colour"]["value"] == 0.75
     assert (stage["retention"], stage["retention_checks"]) == ({"colour": 1.0}, {"colour": 3})
     assert stage["headroom"] == pytest.approx({"visual": (0.8 - 0.5) / (0.8 - 0.4)})
-    assert found["headline"][0]["label"] == "Overall GSB: Prompt enhancement against the same model without"
-    assert found["headline"][0]["figure"] == "+0.50"
+
+
+def test_the_headline_is_of_the_generator_whatever_its_prompts_gain(enhanced: Path) -> None:
+    gain, control, _ = summarise(enhanced)["headline"]
+    assert (gain["label"], gain["figure"]) == ("Overall GSB: Fine-tuned against Base model", "+1.00")
+    assert control["figure"] == "67%"
+
+
+def test_the_gain_of_several_stages_is_counted_from_the_first_model(run: Path) -> None:
+    shutil.copytree(run / "sft", run / "rlhf")
+    for path, change in ((run / "run.json", {"stages": ["base", "sft", "rlhf"]}), (run / "rlhf/stage.json", LATER)):
+        path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | change), encoding="utf-8")
+    found = summarise(run)
+    assert found["stages"][2]["gsb"]["overall"]["value"] == 0.0
+    assert found["stages"][2]["retention"]["colour"] == 1.0
+    gain, control, _ = found["headline"]
+    assert (gain["label"], gain["figure"]) == ("Overall GSB: Reinforcement learning against Base model", "+1.00")
+    assert control["figure"] == "67%"
+
+
+def test_where_only_prompts_change_their_gain_is_the_headline(enhanced: Path) -> None:
+    for path, change in (
+        (enhanced / "run.json", {"stages": ["base", "enhance"]}),
+        (enhanced / "enhance/stage.json", {"parent": "base"}),
+    ):
+        path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | change), encoding="utf-8")
+    gain = summarise(enhanced)["headline"][0]
+    assert (gain["label"], gain["figure"]) == (
+        "Overall GSB: Prompt enhancement against the same model without",
+        "+0.50",
+    )
 
 
 def test_what_became_of_the_prompts_is_counted(enhanced: Path) -> None:

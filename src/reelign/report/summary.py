@@ -79,7 +79,7 @@ def summarise(run: Path) -> dict[str, Any]:
     cost = _cost(ledger)
     return {
         "run": facts,
-        "headline": _headline(rows, cost),
+        "headline": _headline(stages, rows, cost),
         "stages": rows,
         "ceilings": ceilings,
         "dataset": _dataset(run / "dataset"),
@@ -198,30 +198,35 @@ def _headroom(scores: dict[str, Any], first: dict[str, Any], ceiling: dict[str, 
     }
 
 
-def _headline(rows: Sequence[dict[str, Any]], cost: dict[str, Any]) -> list[dict[str, Any]]:
+def _headline(stages: Sequence[Stage], rows: Sequence[dict[str, Any]], cost: dict[str, Any]) -> list[dict[str, Any]]:
     """The numbers that matter: how much better, what control was kept, how much faster, what it cost.
 
-    A distilled student is there to be cheap: its gain is a number of its own, and not that of the run.
+    Better is the last generator against the model that the run began with. What only changes prompts is judged on other
+    prompts, and a distilled student is there to be cheap: their gains stand for the run only where nothing else does.
     """
-    distilled = [row for row in rows if row["bargain"]]
-    judged = [row for row in rows if row["gsb"] and row not in distilled] or [row for row in rows if row["gsb"]]
-    if judged:
-        last = judged[-1]
-        parent = next(row["title"] for row in rows if row["name"] == last["parent"])
-        parent = "the same model without" if last["without"] is not None else parent
+    judged = [row for row in rows if row["gsb"]]
+    distilled = [row for row in judged if row["bargain"]]
+    tuned = [row for row in judged if row["without"] is None and row not in distilled]
+    number = next((rows.index(part[-1]) for part in (tuned, judged) if part), None)
+    if number is None:
+        gain = _number(
+            "Overall GSB of the last stage against its parent", None, "not yet", "no stage was compared so far"
+        )
+        control = _number("Control kept", None, "not yet", "no stage was compared so far")
+    else:
+        last, against = rows[number], rows[0]["title"]
+        if last["without"] is not None:
+            against = "the same model without"
+        elif (first := stages[0].evaluation) is not None and (now := stages[number].evaluation) is not None:
+            last = last | _comparison(first, now)
         overall = last["gsb"][OVERALL]
         gain = _number(
-            f"Overall GSB: {last['title']} against {parent}",
+            f"Overall GSB: {last['title']} against {against}",
             overall["value"],
             f"{overall['value']:+.2f}",
             f"95 % interval {overall['low']:+.2f} to {overall['high']:+.2f}, {overall['n']} pairs",
         )
         control = _kept(last)
-    else:
-        gain = _number(
-            "Overall GSB of the last stage against its parent", None, "not yet", "no stage was compared so far"
-        )
-        control = _number("Control kept", None, "not yet", "no stage was compared so far")
     time = f"{cost['seconds'] / 60:.1f} min" if cost["seconds"] >= 100 else f"{cost['seconds']:.0f} s"
     spent = _number("Cost of the whole run", cost["seconds"], time, f"{cost['nfe']:,} network evaluations")
     return [gain, control, *(_saved(row) for row in distilled[-1:]), spent]
