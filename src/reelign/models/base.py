@@ -139,7 +139,7 @@ class VideoModel(ABC):
     def stateless(self) -> bool:
         """Whether several threads may call `velocity` at once: it remembers nothing, and needs no other rank."""
         sharded = any(isinstance(network, FSDPModule) for network in self.denoisers().values())
-        return self.causal is None and self.block_cache is None and not sharded
+        return self.block_cache is None and not sharded
 
     def branch(self, name: str) -> AbstractContextManager[None]:
         """Calls of `velocity` within it belong to one side of guidance, "cond" or "uncond"."""

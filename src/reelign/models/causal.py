@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from threading import get_ident
 from typing import Any, Self
 
 import numpy as np
@@ -210,7 +211,7 @@ class CausalAttention:
             raise ReelignError("only text-to-video networks with patches of one latent frame can be made causal.")
         self.config = config
         self._network = network
-        self._view: View | None = None
+        self._views: dict[int, View] = {}
         for layer, block in enumerate(network.blocks):
             block.attn1.set_processor(_SelfAttention())
             block.attn2.set_processor(_CrossAttention())
@@ -220,12 +221,16 @@ class CausalAttention:
 
     @contextmanager
     def seeing(self, view: View) -> Iterator[None]:
-        """Calls of the network within this context see this and nothing else."""
-        before, self._view = self._view, view
+        """Calls of the network within this context, by the thread that entered it, see this and nothing else."""
+        thread = get_ident()
+        before = self._views.get(thread)
+        self._views[thread] = view
         try:
             yield
         finally:
-            self._view = before
+            del self._views[thread]
+            if before is not None:
+                self._views[thread] = before
 
     def _enter(self, layer: int, block: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         """Hook of a block: what this layer may see, and in place of the prompt its keys and values, which are computed
@@ -249,7 +254,8 @@ class CausalAttention:
 
     def _place(self, rope: Any, inputs: tuple[Tensor, ...], rotary: tuple[Tensor, Tensor]) -> View:
         """Hook of the rotary embedding: what this call may see, with its frames at their absolute place."""
-        view = View(None) if self._view is None else View(self._view.cache, self._view.text, self._view.written)
+        asked = self._views.get(get_ident())
+        view = View(None) if asked is None else View(asked.cache, asked.text, asked.written)
         frames = inputs[0].shape[2]
         tokens = rotary[0].shape[1] // frames
         first = 0 if view.cache is None else view.cache.end

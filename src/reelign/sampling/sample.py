@@ -7,8 +7,8 @@ the stored next latent, so that training and rollout cannot disagree.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -23,7 +23,7 @@ from reelign.flow.step import NoiseLaw, SdeStep, ode_step, sde_step
 from reelign.models.base import Conditions, VideoModel, take
 from reelign.models.causal import CausalConfig, KVCache, TextCache, View
 from reelign.sampling.noise import noise_after
-from reelign.sampling.slices import side_by_side
+from reelign.sampling.slices import Made, side_by_side
 
 
 class SampleConfig(BaseModel):
@@ -89,6 +89,11 @@ class Stochastic:
             raise ValueError(f"{len(self.steps)} rows with {self.branches} branches need as many generators")
         if self.branches > 1 and bool((self.steps.sum(1) != 1).any()):
             raise ValueError("a row that branches takes exactly one stochastic step")
+
+    def only(self, rows: slice) -> Stochastic:
+        """Of consecutive rows."""
+        results = slice(rows.start * self.branches, rows.stop * self.branches)
+        return replace(self, steps=self.steps[rows], generators=self.generators[results])
 
 
 @dataclass(frozen=True)
@@ -162,20 +167,63 @@ def sample(
             stochastic steps of a causal model, whose cache holds one past.
     """
     if model.causal is None:
-        if stochastic is None and model.device.type == "cpu" and model.stateless:
-            return _in_slices(model, conditions, noise, config, negative)
-        return _denoise(model, conditions, noise, config, negative, stochastic)
+        return _steps(model, conditions, noise, config, negative, stochastic)
     if stochastic is not None or config.guidance_scale != 1:
         raise ReelignError(
             f"{model.name} is causal: it is sampled without guidance (guidance_scale=1) and without stochastic steps."
         )
-    blocks = model.causal.config.blocks(noise.shape[2])
-    clean, cache, text, nfe = [], KVCache(), TextCache(), 0.0
-    for first, end in blocks:
-        found = next_block(model, conditions, noise[:, :, first:end], config, cache, text, end == noise.shape[2])
-        clean.append(found.latents)
-        cache, nfe = found.cache, nfe + found.nfe * (end - first) / noise.shape[2]
-    return Sampled(torch.cat(clean, 2), [], math.ceil(nfe))
+    return _blocks(model, conditions, noise, config)
+
+
+def _blocks(model: VideoModel, conditions: Conditions, noise: Tensor, config: SampleConfig) -> Sampled:
+    """Clips of a causal model, block after block."""
+    assert model.causal is not None
+    own, frames = model.causal.config, noise.shape[2]
+
+    def some(rows: slice) -> Tensor:
+        said, cache, text, clean = _taken(conditions, rows), KVCache(), TextCache(), []
+        for first, end in own.blocks(frames):
+            found = next_block(model, said, noise[rows, :, first:end], config, cache, text, last=end == frames)
+            clean.append(found.latents)
+            cache = found.cache
+        return torch.cat(clean, 2)
+
+    nfe = math.ceil(len(noise) * clip_evaluations(config, own, frames))
+    return Sampled(torch.cat(_each(model, len(noise), 1, some)), [], nfe)
+
+
+def _steps(
+    model: VideoModel,
+    conditions: Conditions,
+    noise: Tensor,
+    config: SampleConfig,
+    negative: Conditions | None,
+    stochastic: Stochastic | None,
+) -> Sampled:
+    """Clips of a model that sees all frames, step after step."""
+
+    def some(rows: slice) -> Sampled:
+        own, away = _taken(conditions, rows), None if negative is None else _taken(negative, rows)
+        found = _denoise(model, own, noise[rows], config, away, stochastic and stochastic.only(rows))
+        return replace(found, transitions=[replace(t, rows=t.rows + rows.start) for t in found.transitions])
+
+    parts = _each(model, len(noise), 1 if stochastic is None else stochastic.branches, some)
+    steps: dict[float, list[Transition]] = {}
+    for transition in [transition for part in parts for transition in part.transitions]:
+        steps.setdefault(float(transition.sigma[0]), []).append(transition)
+    together = [joined(steps[level]) for level in sorted(steps, reverse=True)]
+    return Sampled(torch.cat([part.latents for part in parts]), together, sum(part.nfe for part in parts))
+
+
+def _each(model: VideoModel, rows: int, branches: int, work: Callable[[slice], Made]) -> list[Made]:
+    """What `work` makes of all rows, in slices where that is faster."""
+    if model.device.type == "cpu" and model.stateless:
+        return side_by_side(rows, branches, work)
+    return [work(slice(0, rows))]
+
+
+def _taken(conditions: Conditions, rows: slice) -> Conditions:
+    return {name: value[rows] for name, value in conditions.items()}
 
 
 @dataclass(frozen=True)
@@ -225,19 +273,6 @@ def remembered(
     return cache.extended([written[layer] for layer in sorted(written)], model.causal.config)
 
 
-def _in_slices(
-    model: VideoModel, conditions: Conditions, noise: Tensor, config: SampleConfig, negative: Conditions | None
-) -> Sampled:
-    """`_denoise` of a batch, a few rows to a core."""
-
-    def some(rows: slice) -> Sampled:
-        own, away = _taken(conditions, negative, torch.arange(len(noise))[rows])
-        return _denoise(model, own, noise[rows], config, away, None)
-
-    parts = side_by_side(len(noise), some)
-    return Sampled(torch.cat([part.latents for part in parts]), [], sum(part.nfe for part in parts))
-
-
 def _denoise(
     model: VideoModel,
     conditions: Conditions,
@@ -261,7 +296,9 @@ def _denoise(
     for index in range(config.steps):
         sigma, sigma_next = (latents.new_full((len(latents),), float(grid[k])) for k in (index, index + 1))
         seen = sigma if solver is None else solver.level_seen_by_model(sigma, index)
-        own, away = (conditions, negative) if len(owner) == len(noise) else _taken(conditions, negative, owner)
+        own, away = conditions, negative
+        if len(owner) > len(noise):
+            own, away = take(conditions, owner), None if negative is None else take(negative, owner)
         random = None if stochastic is None else stochastic.steps[owner, index]
         plain = random if stochastic is not None and not stochastic.guided else None
         velocity, evaluations = guided_velocity(model, latents, seen, own, config, away, plain)
@@ -353,10 +390,6 @@ def guided_velocity(
     with model.branch("uncond"):
         away = model.velocity(latents, sigma, negative)
     return torch.where(guided.view(-1, 1, 1, 1, 1), away + config.guidance_scale * (velocity - away), velocity), 2
-
-
-def _taken(conditions: Conditions, negative: Conditions | None, rows: Tensor) -> tuple[Conditions, Conditions | None]:
-    return take(conditions, rows), None if negative is None else take(negative, rows)
 
 
 def _transition(

@@ -7,6 +7,7 @@ slices do not depend on the number of cores.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -14,16 +15,17 @@ from typing import TypeVar
 import torch
 
 ROWS = 8
-"""Rows of a slice."""
+"""What a slice makes at least, if there is as much."""
 Made = TypeVar("Made")
 
 
-def side_by_side(rows: int, work: Callable[[slice], Made]) -> list[Made]:
-    """What `work` makes of each slice of so many rows, in their order, without gradients.
+def side_by_side(rows: int, branches: int, work: Callable[[slice], Made]) -> list[Made]:
+    """What `work` makes of each slice of so many rows, in their order, without gradients; a row becomes `branches`.
 
     The calling thread's share of the cores (`torch.get_num_threads`) is divided among the slices that run at once.
     """
-    slices = [slice(start, min(start + ROWS, rows)) for start in range(0, rows, ROWS)]
+    size = math.ceil(ROWS / branches)
+    slices = [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
     cores = torch.get_num_threads()
     at_once = min(cores, len(slices))
     if at_once == 1:
