@@ -4,6 +4,11 @@
 
 Runs the recipe as it ships, once for each seed, and writes `demo.json` and `demo.md`. A run that is already complete
 under `runs/` is read, not repeated. `--set enhance=null distill=null` leaves the later stages out.
+
+RLHF on the exact training judge, from what those runs fine-tuned, beside the reward that they fitted to votes:
+
+    python benchmarks/demo.py --recipe recipes/miniature-rlhf.yaml --name exact --out benchmarks/results/demo_exact \\
+        --set model=runs/benchmark-seed-{seed}/sft/model
 """
 
 from __future__ import annotations
@@ -27,9 +32,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/demo"))
-    parser.add_argument("--set", dest="changes", nargs="*", default=[], help="overrides of the recipe, for all seeds")
+    parser.add_argument("--name", default="benchmark", help="a run is called NAME-seed-SEED")
+    parser.add_argument(
+        "--set", dest="changes", nargs="*", default=[], help="overrides of the recipe; {seed} stands for each seed"
+    )
     arguments = parser.parse_args()
-    rows = [measure(arguments.recipe, seed, arguments.runs, arguments.changes) for seed in arguments.seeds]
+    rows = [measure(arguments, seed) for seed in arguments.seeds]
     facts = {
         "cores": os.cpu_count(),
         "python": platform.python_version(),
@@ -43,10 +51,11 @@ def main() -> None:
     print(table(rows))
 
 
-def measure(recipe: Path, seed: int, runs: Path, changes: list[str]) -> dict:
+def measure(arguments: argparse.Namespace, seed: int) -> dict:
     """One run of the recipe: its stages as the summary has them, and the cost of the whole run."""
-    name = f"benchmark-seed-{seed}"
-    command = [sys.executable, "-m", "reelign.cli", "run", str(recipe)]
+    name, runs = f"{arguments.name}-seed-{seed}", arguments.runs
+    command = [sys.executable, "-m", "reelign.cli", "run", str(arguments.recipe)]
+    changes = [change.replace("{seed}", str(seed)) for change in arguments.changes]
     subprocess.run([*command, f"seed={seed}", f"name={name}", f"runs={runs}", *changes], check=True)
     summary = json.loads((runs / name / "summary.json").read_text(encoding="utf-8"))
     kept = ("name", "scores", "gsb", "retention", "retention_checks", "cost")
