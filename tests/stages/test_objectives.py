@@ -24,6 +24,7 @@ class ToyFlow(nn.Module):
     """Exact velocity of data N(mean, 0.3^2) in every dimension; the mean is what a policy can change."""
 
     causal = block_cache = None
+    device, stateless = torch.device("cpu"), True
 
     def __init__(self, mean: float = 0.0) -> None:
         super().__init__()
