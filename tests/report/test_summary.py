@@ -133,16 +133,30 @@ def test_the_headline_is_of_the_generator_whatever_its_prompts_gain(enhanced: Pa
     assert control["figure"] == "67%"
 
 
-def test_the_gain_of_several_stages_is_counted_from_the_first_model(run: Path) -> None:
+def add_a_stage_that_changes_nothing(run: Path) -> None:
     shutil.copytree(run / "sft", run / "rlhf")
     for path, change in ((run / "run.json", {"stages": ["base", "sft", "rlhf"]}), (run / "rlhf/stage.json", LATER)):
         path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | change), encoding="utf-8")
+
+
+def test_the_gain_of_several_stages_is_counted_from_the_first_model(run: Path) -> None:
+    add_a_stage_that_changes_nothing(run)
     found = summarise(run)
     assert found["stages"][2]["gsb"]["overall"]["value"] == 0.0
     assert found["stages"][2]["retention"]["colour"] == 1.0
     gain, control, _ = found["headline"]
     assert (gain["label"], gain["figure"]) == ("Overall GSB: Reinforcement learning against Base model", "+1.00")
     assert control["figure"] == "67%"
+
+
+def test_where_the_first_model_was_judged_on_something_else_the_gain_is_over_the_parent(run: Path) -> None:
+    add_a_stage_that_changes_nothing(run)
+    path = run / "base" / "evaluation.json"
+    found = Evaluation.load(path)
+    Evaluation(found.battery, found.axes, found.items[:2]).save(path)
+    gain, control, _ = summarise(run)["headline"]
+    assert (gain["label"], gain["figure"]) == ("Overall GSB: Reinforcement learning against Fine-tuned", "+0.00")
+    assert control["figure"] == "100%"
 
 
 def test_where_only_prompts_change_their_gain_is_the_headline(enhanced: Path) -> None:

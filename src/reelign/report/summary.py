@@ -214,11 +214,7 @@ def _headline(stages: Sequence[Stage], rows: Sequence[dict[str, Any]], cost: dic
         )
         control = _number("Control kept", None, "not yet", "no stage was compared so far")
     else:
-        last, against = rows[number], rows[0]["title"]
-        if last["without"] is not None:
-            against = "the same model without"
-        elif (first := stages[0].evaluation) is not None and (now := stages[number].evaluation) is not None:
-            last = last | _comparison(first, now)
+        last, against = _since_the_first(stages, rows, number)
         overall = last["gsb"][OVERALL]
         gain = _number(
             f"Overall GSB: {last['title']} against {against}",
@@ -230,6 +226,23 @@ def _headline(stages: Sequence[Stage], rows: Sequence[dict[str, Any]], cost: dic
     time = f"{cost['seconds'] / 60:.1f} min" if cost["seconds"] >= 100 else f"{cost['seconds']:.0f} s"
     spent = _number("Cost of the whole run", cost["seconds"], time, f"{cost['nfe']:,} network evaluations")
     return [gain, control, *(_saved(row) for row in distilled[-1:]), spent]
+
+
+def _since_the_first(
+    stages: Sequence[Stage], rows: Sequence[dict[str, Any]], number: int
+) -> tuple[dict[str, Any], str]:
+    """The row of a judged stage, compared with the first model, and the title of what it is compared with: its parent
+    where the first model was judged on something else, and itself for what only changes prompts."""
+    row, first, now = rows[number], stages[0].evaluation, stages[number].evaluation
+    if row["without"] is not None:
+        return row, "the same model without"
+    parent = next(other["title"] for other in rows if other["name"] == row["parent"])
+    if first is None or now is None:
+        return row, parent
+    try:
+        return row | _comparison(first, now), rows[0]["title"]
+    except ReelignError:  # the note of the stage that was compared with the first model says why
+        return row, parent
 
 
 def _saved(row: dict[str, Any]) -> dict[str, Any]:
