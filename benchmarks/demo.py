@@ -9,6 +9,8 @@ RLHF on the exact training judge, from what those runs fine-tuned, beside the re
 
     python benchmarks/demo.py --recipe recipes/miniature-rlhf.yaml --name exact --out benchmarks/results/demo_exact \\
         --set model=runs/benchmark-seed-{seed}/sft/model
+
+The last row of a stage holds the pairs of all seeds, its intervals from whole prompts with their clips of every seed.
 """
 
 from __future__ import annotations
@@ -19,8 +21,14 @@ import os
 import platform
 import subprocess
 import sys
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+from reelign.evaluate.evaluation import Evaluation
+from reelign.evaluate.gsb import retention, verdicts
+from reelign.evaluate.statistics import bootstrap_mean
 
 AXES = ("text", "visual", "motion", "overall")
 
@@ -38,17 +46,19 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     rows = [measure(arguments, seed) for seed in arguments.seeds]
+    pooled = together([arguments.runs / f"{arguments.name}-seed-{seed}" for seed in arguments.seeds], rows[0]["stages"])
     facts = {
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
         "changes": arguments.changes,
         "runs": rows,
+        "pooled": pooled,
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    arguments.out.with_suffix(".md").write_text(table(rows), encoding="utf-8")
-    print(table(rows))
+    arguments.out.with_suffix(".md").write_text(table(rows, pooled), encoding="utf-8")
+    print(table(rows, pooled))
 
 
 def measure(arguments: argparse.Namespace, seed: int) -> dict:
@@ -58,7 +68,7 @@ def measure(arguments: argparse.Namespace, seed: int) -> dict:
     changes = [change.replace("{seed}", str(seed)) for change in arguments.changes]
     subprocess.run([*command, f"seed={seed}", f"name={name}", f"runs={runs}", *changes], check=True)
     summary = json.loads((runs / name / "summary.json").read_text(encoding="utf-8"))
-    kept = ("name", "scores", "gsb", "retention", "retention_checks", "cost")
+    kept = ("name", "parent", "scores", "gsb", "retention", "retention_checks", "cost")
     return {
         "seed": seed,
         "stages": [{key: stage[key] for key in kept if key in stage} for stage in summary["stages"]],
@@ -67,24 +77,50 @@ def measure(arguments: argparse.Namespace, seed: int) -> dict:
     }
 
 
-def table(rows: list[dict]) -> str:
+def together(folders: list[Path], stages: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By stage, GSB and retention over the pairs of all runs."""
+    found = {}
+    for stage in (stage for stage in stages if stage["gsb"]):
+        before, after = (
+            [Evaluation.load(folder / name / "evaluation.json") for folder in folders]
+            for name in (stage["parent"], stage["name"])
+        )
+        votes = [verdicts(one, other) for one, other in zip(before, after, strict=True)]
+        kept = [retention(one, other) for one, other in zip(before, after, strict=True)]
+        prompts = [item.prompt for evaluation in before for item in evaluation.items]
+        found[stage["name"]] = {
+            "gsb": {axis: asdict(bootstrap_mean([v for vote in votes for v in vote[axis]], prompts)) for axis in AXES},
+            "retention": {
+                name: sum(share.value * share.n for share in shares) / sum(share.n for share in shares)
+                for name in kept[0]
+                if (shares := [share for one in kept if (share := one[name])])
+            },
+        }
+    return found
+
+
+def table(rows: list[dict], pooled: dict[str, dict[str, Any]]) -> str:
     """The rows as Markdown."""
     head = ["stage", "seed", *(f"GSB {axis}" for axis in AXES), "weakest retention", "minutes"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for name in [stage["name"] for stage in rows[0]["stages"] if stage["gsb"]]:
+    for name, pool in pooled.items():
         for row in rows:
             stage = next(found for found in row["stages"] if found["name"] == name)
-            cells = [f"{g['value']:+.2f} [{g['low']:+.2f}, {g['high']:+.2f}]" for g in map(stage["gsb"].get, AXES)]
-            kept = {attribute: value for attribute, value in stage["retention"].items() if value is not None}
-            weakest = min(kept, key=lambda attribute: kept[attribute])
-            minutes = stage["cost"]["seconds"] / 60
-            cells += [f"{weakest} {kept[weakest]:.1%}", f"{minutes:.1f}"]
-            lines.append(f"| {name} | {row['seed']} | {' | '.join(cells)} |")
+            lines.append(line(name, str(row["seed"]), stage, f"{stage['cost']['seconds'] / 60:.1f}"))
+        lines.append(line(name, "all", pool, ""))
     whole = "; ".join(
         f"seed {row['seed']}: {row['seconds'] / 60:.1f} minutes, {row['peak_memory_bytes'] / 2**30:.1f} GiB"
         for row in rows
     )
     return "\n".join(lines) + f"\n\nWhole runs, curation and batteries included: {whole}.\n"
+
+
+def line(name: str, seed: str, found: dict[str, Any], minutes: str) -> str:
+    """A row of the table."""
+    cells = [f"{g['value']:+.2f} [{g['low']:+.2f}, {g['high']:+.2f}]" for g in map(found["gsb"].get, AXES)]
+    kept = {attribute: value for attribute, value in found["retention"].items() if value is not None}
+    weakest = min(kept, key=lambda attribute: kept[attribute])
+    return f"| {name} | {seed} | {' | '.join(cells)} | {weakest} {kept[weakest]:.1%} | {minutes} |"
 
 
 if __name__ == "__main__":
