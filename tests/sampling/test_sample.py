@@ -13,7 +13,8 @@ from reelign.models.base import take
 from reelign.models.causal import CausalConfig, KVCache, View
 from reelign.models.load import load_model
 from reelign.sampling.noise import generator, initial_noise, noise_after
-from reelign.sampling.sample import SampleConfig, Stochastic, joined, remembered, replay, sample
+from reelign.sampling.sample import SampleConfig, remembered, replay, sample
+from reelign.sampling.stochastic import Stochastic, joined
 from tiny_wan import tiny_wan
 
 LAWS = ["flow", "dance", "linear", "truncated", "cps"]
@@ -282,3 +283,9 @@ def test_a_causal_model_is_not_guided(causal_model):
     conditions, noise = causal_model.encode_text(PROMPTS[:1]), torch.zeros(1, 16, 2, 4, 4)
     with pytest.raises(ReelignError, match="without guidance"):
         sample(causal_model, conditions, noise, SampleConfig(steps=2), conditions)
+
+
+def test_unipc_with_a_grid_of_another_solver_is_refused():
+    with pytest.raises(ValueError, match="brings its own grid"):
+        SampleConfig(solver="unipc", spacing="euler")
+    assert SampleConfig(solver="euler", spacing="unipc").grid.equal(SampleConfig(solver="unipc").grid)

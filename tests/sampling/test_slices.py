@@ -11,8 +11,9 @@ from reelign.models.causal import CausalConfig
 from reelign.models.load import load_model
 from reelign.sampling import sample as sample_module
 from reelign.sampling.noise import generator, initial_noise
-from reelign.sampling.sample import SampleConfig, Stochastic, clip_evaluations, sample
+from reelign.sampling.sample import SampleConfig, clip_evaluations, sample
 from reelign.sampling.slices import ROWS, side_by_side
+from reelign.sampling.stochastic import Stochastic
 from tiny_wan import tiny_wan
 
 ROWS_IN_ALL = 2 * ROWS + 3

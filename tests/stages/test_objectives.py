@@ -10,7 +10,8 @@ from torch import nn
 from reelign.flow.policy import group_advantages
 from reelign.flow.step import gradient_scale
 from reelign.sampling.noise import generator
-from reelign.sampling.sample import SampleConfig, Stochastic, joined, sample
+from reelign.sampling.sample import SampleConfig, sample
+from reelign.sampling.stochastic import Stochastic, joined
 from reelign.stages.algorithm import Algorithm
 from reelign.stages.objectives import Told, forward_process_loss, lessons, trajectory_loss
 from reelign.stages.rollout import Rollout

@@ -24,8 +24,10 @@ Conditions = dict[str, Tensor]
 """The encoded prompts: tensors keyed by name, batch first; opaque to everyone but the adapter of the family."""
 
 
-def take(conditions: Conditions, rows: Tensor) -> Conditions:
-    """The conditions of some rows, in their order; a row may be taken more than once."""
+def take(conditions: Conditions, rows: Tensor | slice) -> Conditions:
+    """The conditions of some rows, in their order: a slice of them, or indices, where a row may come more than once."""
+    if isinstance(rows, slice):
+        return {name: value[rows] for name, value in conditions.items()}
     return {name: value[rows.to(value.device)] for name, value in conditions.items()}
 
 

@@ -7,13 +7,12 @@ the stored next latent, so that training and rollout cannot disagree.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from diffusers import UniPCMultistepScheduler
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from reelign.errors import ReelignError
@@ -24,6 +23,8 @@ from reelign.models.base import Conditions, VideoModel, take
 from reelign.models.causal import CausalConfig, KVCache, TextCache, View
 from reelign.sampling.noise import noise_after
 from reelign.sampling.slices import Made, side_by_side
+from reelign.sampling.stochastic import Stochastic, Transition, branched, joined
+from reelign.sampling.unipc import UniPC
 
 
 class SampleConfig(BaseModel):
@@ -46,6 +47,12 @@ class SampleConfig(BaseModel):
     )
     negative_prompt: str = Field(default="", description="What guidance leads away from.")
 
+    @model_validator(mode="after")
+    def _unipc_has_its_grid(self) -> SampleConfig:
+        if self.solver == "unipc" and self.spacing not in (None, "unipc"):
+            raise ValueError("solver=unipc brings its own grid; leave `spacing` empty")
+        return self
+
     @property
     def grid(self) -> Tensor:
         """The noise levels, float64 (steps + 1,)."""
@@ -63,60 +70,6 @@ class SampleConfig(BaseModel):
     def evaluations(self) -> int:
         """Network evaluations of a clip: two at a guided step, one at another."""
         return self.steps + int(self.guided.sum())
-
-
-@dataclass(frozen=True)
-class Stochastic:
-    """Which transitions are stochastic, and how.
-
-    Attributes:
-        steps: bool (B, steps): sample b takes an SDE step at index k.
-        law: the noise law of those steps.
-        generators: one a sample that comes out; a sample's noise does not depend on its batch.
-        branches: how many samples leave each row at its stochastic step, the only one. They share the noise and the
-            whole way before it, which is computed once.
-        guided: whether the stochastic steps are guided as the others are.
-    """
-
-    steps: Tensor
-    law: NoiseLaw
-    generators: Sequence[torch.Generator]
-    branches: int = 1
-    guided: bool = True
-
-    def __post_init__(self) -> None:
-        if len(self.generators) != len(self.steps) * self.branches:
-            raise ValueError(f"{len(self.steps)} rows with {self.branches} branches need as many generators")
-        if self.branches > 1 and bool((self.steps.sum(1) != 1).any()):
-            raise ValueError("a row that branches takes exactly one stochastic step")
-
-    def only(self, rows: slice) -> Stochastic:
-        """Of consecutive rows."""
-        results = slice(rows.start * self.branches, rows.stop * self.branches)
-        return replace(self, steps=self.steps[rows], generators=self.generators[results])
-
-
-@dataclass(frozen=True)
-class Transition:
-    """A stochastic transition of some samples of a batch: what a trained step stores.
-
-    Attributes:
-        rows: indices (b,) of the samples in the batch, before they branch.
-        x: (b, C, F, h, w).
-        sigma, sigma_next: (b,).
-        x_next, mean: (b * branches, C, F, h, w); the branches of a row stand together.
-        logp: (b * branches,).
-        branches: results of each row.
-    """
-
-    rows: Tensor
-    x: Tensor
-    sigma: Tensor
-    sigma_next: Tensor
-    x_next: Tensor
-    logp: Tensor
-    mean: Tensor
-    branches: int = 1
 
 
 @dataclass(frozen=True)
@@ -181,7 +134,7 @@ def _blocks(model: VideoModel, conditions: Conditions, noise: Tensor, config: Sa
     own, frames = model.causal.config, noise.shape[2]
 
     def some(rows: slice) -> Tensor:
-        said, cache, text, clean = _taken(conditions, rows), KVCache(), TextCache(), []
+        said, cache, text, clean = take(conditions, rows), KVCache(), TextCache(), []
         for first, end in own.blocks(frames):
             found = next_block(model, said, noise[rows, :, first:end], config, cache, text, last=end == frames)
             clean.append(found.latents)
@@ -203,7 +156,7 @@ def _steps(
     """Clips of a model that sees all frames, step after step."""
 
     def some(rows: slice) -> Sampled:
-        own, away = _taken(conditions, rows), None if negative is None else _taken(negative, rows)
+        own, away = take(conditions, rows), None if negative is None else take(negative, rows)
         found = _denoise(model, own, noise[rows], config, away, stochastic and stochastic.only(rows))
         return replace(found, transitions=[replace(t, rows=t.rows + rows.start) for t in found.transitions])
 
@@ -220,10 +173,6 @@ def _each(model: VideoModel, rows: int, branches: int, work: Callable[[slice], M
     if model.device.type == "cpu" and model.stateless:
         return side_by_side(rows, branches, work)
     return [work(slice(0, rows))]
-
-
-def _taken(conditions: Conditions, rows: slice) -> Conditions:
-    return {name: value[rows] for name, value in conditions.items()}
 
 
 @dataclass(frozen=True)
@@ -285,7 +234,7 @@ def _denoise(
     grid, latents, nfe = config.grid, noise.float(), 0
     transitions: list[Transition] = []
     owner = torch.arange(len(noise))
-    solver = _UniPC(config) if config.solver == "unipc" else None
+    solver = UniPC(config.steps, config.shift) if config.solver == "unipc" else None
     if model.block_cache is not None:
         model.block_cache.clear()
     if config.solver != "euler" and stochastic is not None and bool(stochastic.steps.any()):
@@ -312,7 +261,7 @@ def _denoise(
         moved = ode_step(latents, velocity, sigma, sigma_next)
         if stochastic is not None and random is not None and len(here := random.nonzero().flatten()):
             levels = (sigma[here], sigma_next[here])
-            transition = _transition(owner[here], latents[here], velocity[here], levels, stochastic, grid)
+            transition = branched(owner[here], latents[here], velocity[here], levels, stochastic, grid)
             transitions.append(transition)
             results = torch.ones_like(owner)
             results[here] = stochastic.branches
@@ -329,18 +278,6 @@ def renoised(clean: Tensor, initial: Tensor, sigma_next: float, index: int) -> T
     if sigma_next == 0:
         return clean
     return interpolate(clean, noise_after(initial, index).to(clean), sigma_next)
-
-
-def joined(transitions: Sequence[Transition]) -> Transition:
-    """Transitions of different rows as one, so that one network evaluation replays them all."""
-    order = torch.argsort(torch.cat([t.rows for t in transitions]), stable=True)
-    branches = transitions[0].branches
-    each = (order[:, None] * branches + torch.arange(branches)).flatten()
-    parts = {
-        name: torch.cat([getattr(t, name) for t in transitions])[each if name in ("x_next", "logp", "mean") else order]
-        for name in ("rows", "x", "sigma", "sigma_next", "x_next", "logp", "mean")
-    }
-    return Transition(**parts, branches=branches)
 
 
 def replay(
@@ -390,35 +327,3 @@ def guided_velocity(
     with model.branch("uncond"):
         away = model.velocity(latents, sigma, negative)
     return torch.where(guided.view(-1, 1, 1, 1, 1), away + config.guidance_scale * (velocity - away), velocity), 2
-
-
-def _transition(
-    rows: Tensor, x: Tensor, velocity: Tensor, levels: tuple[Tensor, Tensor], stochastic: Stochastic, grid: Tensor
-) -> Transition:
-    """Take the SDE step of some rows, each as often as it branches."""
-    count = stochastic.branches
-    own = [row * count + branch for row in rows.tolist() for branch in range(count)]
-    fresh = torch.stack([torch.randn(x.shape[1:], generator=stochastic.generators[index]) for index in own])
-    start, moves, sigma, sigma_next = (value.repeat_interleave(count, 0) for value in (x, velocity, *levels))
-    step = sde_step(start, moves, sigma, sigma_next, stochastic.law, grid.to(x), noise=fresh.to(x.device))
-    return Transition(rows, x, *levels, step.x_next, step.logp, step.mean, count)
-
-
-class _UniPC:
-    """diffusers' UniPC as Wan ships it."""
-
-    def __init__(self, config: SampleConfig) -> None:
-        if config.spacing not in (None, "unipc"):
-            raise ReelignError("sampler.solver=unipc brings its own grid; leave sampler.spacing empty.")
-        self.scheduler = UniPCMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=config.shift
-        )
-        self.scheduler.set_timesteps(config.steps)
-        self.scheduler.set_begin_index(0)
-
-    def level_seen_by_model(self, sigma: Tensor, index: int) -> Tensor:
-        """The scheduler hands the network whole timesteps of 1000: the level that the network sees is truncated."""
-        return torch.full_like(sigma, float(self.scheduler.timesteps[index]) / 1000)
-
-    def step(self, velocity: Tensor, latents: Tensor, index: int) -> Tensor:
-        return self.scheduler.step(velocity, self.scheduler.timesteps[index], latents, return_dict=False)[0]

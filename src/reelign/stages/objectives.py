@@ -15,7 +15,8 @@ from reelign.flow.path import interpolate, velocity_target
 from reelign.flow.policy import guard_weights, guarded_ratio, ratio, rectified, surrogate, velocity_kl
 from reelign.flow.step import gradient_scale, kl
 from reelign.models.base import Conditions, VideoModel
-from reelign.sampling.sample import SampleConfig, Transition, replay
+from reelign.sampling.sample import SampleConfig, replay
+from reelign.sampling.stochastic import Transition
 from reelign.stages.algorithm import Algorithm
 from reelign.stages.rollout import Rollout, rows_taken
 from reelign.train.parallel import World

@@ -16,7 +16,8 @@ from reelign.data.prompts import ListedPrompt
 from reelign.evaluate.battery import BatteryConfig
 from reelign.models.base import Conditions, VideoModel, take
 from reelign.sampling.noise import generator, initial_noise
-from reelign.sampling.sample import SampleConfig, Stochastic, Transition, joined, sample
+from reelign.sampling.sample import SampleConfig, sample
+from reelign.sampling.stochastic import Stochastic, Transition, joined
 from reelign.stages.algorithm import Algorithm
 
 
