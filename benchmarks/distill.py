@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from demo import together
 from reelign.evaluate.bargain import Offer, bargains, prices
 from reelign.evaluate.battery import run_battery
 from reelign.evaluate.drift import drift
@@ -33,7 +34,6 @@ ABLATIONS = {
     CHAIN: [],
     "few steps, self-forcing": ["distill.initialise=null"],
     "first weights from the teacher's ODE, self-forcing": ["distill.few_step=null", "distill.initialise.teacher=ode"],
-    "first weights by consistency, self-forcing": ["distill.few_step=null", "distill.initialise.teacher=consistency"],
     "self-forcing alone": ["distill.few_step=null", "distill.initialise=null"],
     "the chain, one block of all frames": ["distill.causal.block=5"],
 }
@@ -55,11 +55,10 @@ def main() -> None:
         rows = ablated(arguments.parents[0], arguments.runs)
         text, name = ablation_table(rows), "distill_ablation"
     else:
-        rows = [
-            measured(seed, run(CHAIN, [], seed, parent, arguments.runs))
-            for seed, parent in enumerate(arguments.parents)
-        ]
-        text, name = table(rows), "distill"
+        folders = [run(CHAIN, [], seed, parent, arguments.runs) for seed, parent in enumerate(arguments.parents)]
+        rows = [measured(seed, folder) for seed, folder in enumerate(folders)]
+        student = {"name": "distill", "parent": "base", "gsb": True}
+        text, name = table(rows, together(folders, [student])["distill"]["gsb"]), "distill"
     (arguments.out / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     (arguments.out / f"{name}.md").write_text(text, encoding="utf-8")
     print(text)
@@ -115,8 +114,8 @@ def ablated(parent: str, runs: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The seeds as Markdown."""
+def table(rows: list[dict[str, Any]], pooled: dict[str, dict[str, float]]) -> str:
+    """The seeds as Markdown, and the pairs of all of them together."""
     lines = ["**Against the teacher at 20 guided steps** (GSB), **and what a clip costs.**", ""]
     lines += head(
         "seed",
@@ -132,6 +131,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             cells = [interval(way["gsb"][axis]) if way["name"] != "teacher" else "" for axis in AXES]
             cost = [f"{way[key]:.3g}" for key in ("nfe", "seconds", "seconds_in_batch", "first_frame")]
             lines.append(line(row["seed"], way["name"], *cells, *cost))
+    lines.append(line("all", "student", *(interval(pooled[axis]) for axis in AXES), "", "", "", ""))
     lines += ["", "**The student against the teacher run as cheaply** (GSB overall).", ""]
     lines += head("seed", "against", "GSB", "minutes of the stage")
     for row in rows:
