@@ -5,13 +5,15 @@
 Every preset runs the recipe's own `rlhf` stage with its own `rlhf.algorithm.preset`, without early stop, and for fewer
 updates where an update is dearer. The recipe's optimiser is that of `reelign-nft`; the policy gradients have Adam as it
 is usual and the rate that served them best, and exposure weighs little for all (`rl_runs.LIGHT`).
-Then what one update of each costs when all sample equal clips in 20 steps without guidance, in this process.
+Then what one update of each costs when all sample equal clips in 20 steps without guidance, in this process; `--costs`
+measures that alone, and keeps the rest of what was written before.
 Writes `rl_efficiency.json`, `.md` and `.png`. A run that is complete under `--runs` is read, not repeated.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 from dataclasses import asdict
@@ -37,8 +39,8 @@ BUDGETS = {
 """Updates of each preset."""
 EVERY = 4
 """Updates between validations."""
-EQUAL = {"prompts_per_update": 4, "group_size": 8}
-"""The clips of an update, where its cost is measured."""
+EQUAL = {"prompts_per_update": 8, "group_size": 8}
+"""The clips of an update, where its cost is measured: half the recipe's."""
 TURNS = 5
 """Updates of each preset in that measurement, after one to warm up."""
 MEASURED = ("seconds", "forwards", "score")
@@ -56,7 +58,15 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/rl_efficiency"))
     parser.add_argument("--set", dest="changes", nargs="*", default=[], help="more overrides, for all presets alike")
+    parser.add_argument("--costs", action="store_true", help="measure only what an update costs")
     arguments = parser.parse_args()
+    alone = ["curate=null", "sft=null", f"model={arguments.parent}", *arguments.changes]
+    costs = update_costs(load_recipe(arguments.recipe, alone), arguments.presets)
+    if arguments.costs:
+        facts = json.loads(arguments.out.with_suffix(".json").read_text(encoding="utf-8"))
+        facts["update_at_equal_clips"] = costs
+        write(arguments.out, facts, table(facts["presets"], facts["against_flow_grpo"]) + cost_table(costs))
+        return
     found: dict[str, list[Outcome]] = {}
     for preset in arguments.presets:
         own = [] if preset.endswith("-nft") else POLICY_GRADIENT
@@ -69,8 +79,6 @@ def main() -> None:
             for seed in arguments.seeds
         ]
     rows = {preset: described(runs) for preset, runs in found.items()}
-    alone = ["curate=null", "sft=null", f"model={arguments.parent}", *arguments.changes]
-    costs = update_costs(load_recipe(arguments.recipe, alone), arguments.presets)
     facts = {
         "seeds": arguments.seeds,
         "update_at_equal_clips": costs,
