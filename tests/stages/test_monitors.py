@@ -1,4 +1,4 @@
-"""Each drift raises its own alarm, in a sentence with the numbers, and only while the training reward rises."""
+"""Each drift raises its own alarm, in a sentence with the numbers, and only while the training reward does not fall."""
 
 import numpy as np
 import pytest
@@ -75,14 +75,23 @@ def test_the_sentence_names_the_numbers():
     assert "the share of still videos grew from 0% to 50%." in alarm.sentence
 
 
-@pytest.mark.parametrize("rewards", [STEADY, RISING[::-1], RISING[:4], []])
-def test_without_a_rising_reward_it_is_no_hacking(rewards):
+def test_harm_without_a_gain_is_said_as_well():
+    """Rewards of other prompts at each update hide a rise: the noise here is as large as in a run of the demo."""
+    noisy = (np.asarray(RISING) + np.random.default_rng(0).normal(0, 0.3, 20)).tolist()
+    assert rise(noisy) == 0.0
+    (alarm,) = alarms(PARENT, validation(text=-0.1), noisy, STEADY)
+    assert alarm.sentence.startswith("Without a certain gain in reward, text of the held-out judge fell from")
+
+
+@pytest.mark.parametrize("rewards", [RISING[::-1], RISING[:4], []])
+def test_where_the_reward_falls_or_is_not_known_it_is_no_hacking(rewards):
     assert alarms(PARENT, validation(text=-0.3, still=20), rewards, STEADY) == ()
 
 
 def test_a_rise_is_more_than_chance():
     noise = np.random.default_rng(1).normal(0.5, 0.05, 40).tolist()
     assert rise(noise) == 0.0
-    assert rise(RISING) == pytest.approx(np.mean(RISING[-10:]) - np.mean(RISING[:10]))
+    assert rise(RISING) == pytest.approx(0.19, abs=0.005)
+    assert rise((np.asarray(noise) + np.linspace(0, 0.1, 40)).tolist()) == pytest.approx(0.1, abs=0.05)
     assert rise(RISING[::-1]) == pytest.approx(-rise(RISING))
     assert rise([0.1] * 5) is None

@@ -2,8 +2,10 @@
 
 A policy that learns to please its reward may lose what nobody rewarded. At every validation the held-out clips are
 compared, prompt by prompt, with those of the parent: the axes of the held-out judge, the attributes that the parent
-controlled, and what can be measured without weights. What has changed for the worse by more than chance, while the
-training reward rose, is an alarm in a plain sentence.
+controlled, and what can be measured without weights. What has changed for the worse by more than chance is an alarm in
+a plain sentence, while the training reward rises and also while it shows no gain; where it falls, learning has failed
+in the open. Every update asks other prompts, and rewards differ more between prompts than learning changes them: a
+monitor that waited for a certain rise would be silent while the harm is greatest (docs/results/reward.md).
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import linregress
 
 from reelign.evaluate.evaluation import Evaluation, Item
 from reelign.evaluate.gsb import retention
@@ -25,6 +28,8 @@ STILL = 0.02
 LEAST_CHANGE = {"axis": 0.03, "still": 0.08, "slower": 0.1, "exposure": 0.05, "foreground": 0.25, "diversity": 0.35}
 """Changes smaller than this are no alarm, however certain: scores, shares, or relative to the parent's."""
 LEAST_RETENTION, LEAST_CHECKS = 0.85, 20
+LEAST_UPDATES = 6
+"""Below so many nobody can tell whether the reward rises."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Alarm:
 def alarms(
     parent: Evaluation, now: Evaluation, rewards: Sequence[float], diversity: Sequence[float] = ()
 ) -> tuple[Alarm, ...]:
-    """Everything that drifted while the training reward rose.
+    """Everything that drifted while the training reward did not fall; nothing while there are too few updates to say.
 
     Args:
         parent: the validation before the first update, measured (`run_battery(measured=True)`).
@@ -47,15 +52,14 @@ def alarms(
         diversity: mean distance between the clips of a group, of each update so far; empty where none are sampled.
     """
     gained = rise(rewards)
-    if gained is None or gained <= 0:
+    if gained is None or gained < 0:
         return ()
     found = [*_axes(parent, now), *_motion(parent, now), *_looks(parent, now), *_control(parent, now)]
     if (lost := rise(diversity)) is not None and lost < -LEAST_CHANGE["diversity"] * max(diversity[0], 1e-9):
         first, last = _ends(diversity)
         found.append(Alarm("diversity", f"the clips of a group have become alike: {first:.3f} apart, now {last:.3f}"))
-    return tuple(
-        Alarm(alarm.name, f"While the training reward rose by {gained:.3f}, {alarm.sentence}.") for alarm in found
-    )
+    meanwhile = f"While the training reward rose by {gained:.3f}" if gained else "Without a certain gain in reward"
+    return tuple(Alarm(alarm.name, f"{meanwhile}, {alarm.sentence}.") for alarm in found)
 
 
 def lost_motion(parent: Evaluation, now: Evaluation) -> list[Alarm]:
@@ -72,14 +76,12 @@ def record_alarms(path: Path, update: int, raised: Sequence[Alarm]) -> None:
 
 
 def rise(values: Sequence[float]) -> float | None:
-    """How much the last values are above the first, or 0 if that may be chance; None while there are too few."""
-    size = min(len(values) // 2, 10)
-    if size < 3:
+    """How much the line through the values rises from the first to the last, or 0 if that may be chance (its slope is
+    within two standard errors of none); None while there are too few."""
+    if len(values) < LEAST_UPDATES:
         return None
-    first, last = np.asarray(values[:size]), np.asarray(values[-size:])
-    error = float(np.sqrt(first.var(ddof=1) / size + last.var(ddof=1) / size))
-    difference = float(last.mean() - first.mean())
-    return difference if abs(difference) > 2 * error else 0.0
+    line = linregress(range(len(values)), values)
+    return float(line.slope) * (len(values) - 1) if abs(line.slope) > 2 * line.stderr else 0.0
 
 
 def _ends(values: Sequence[float]) -> tuple[float, float]:
