@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import linregress
 
 from reelign.evaluate.evaluation import Evaluation, Item
 from reelign.evaluate.gsb import retention
@@ -80,8 +79,9 @@ def rise(values: Sequence[float]) -> float | None:
     within two standard errors of none); None while there are too few."""
     if len(values) < LEAST_UPDATES:
         return None
-    line = linregress(range(len(values)), values)
-    return float(line.slope) * (len(values) - 1) if abs(line.slope) > 2 * line.stderr else 0.0
+    line, covariance = np.polyfit(np.arange(len(values)), values, 1, cov=True)
+    slope, error = float(line[0]), float(np.sqrt(covariance[0, 0]))
+    return slope * (len(values) - 1) if abs(slope) > 2 * error else 0.0
 
 
 def _ends(values: Sequence[float]) -> tuple[float, float]:
