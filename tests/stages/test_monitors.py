@@ -95,3 +95,4 @@ def test_a_rise_is_more_than_chance():
     assert rise((np.asarray(noise) + np.linspace(0, 0.1, 40)).tolist()) == pytest.approx(0.1, abs=0.05)
     assert rise(RISING[::-1]) == pytest.approx(-0.19, abs=0.005)
     assert rise([0.1] * 5) is None
+    assert rise([0.1] * 6) == 0.0

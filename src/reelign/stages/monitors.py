@@ -29,6 +29,8 @@ LEAST_CHANGE = {"axis": 0.03, "still": 0.08, "slower": 0.1, "exposure": 0.05, "f
 LEAST_RETENTION, LEAST_CHECKS = 0.85, 20
 LEAST_UPDATES = 6
 """Below so many nobody can tell whether the reward rises."""
+ROUNDING = 1e-12
+"""Slope of a reward that never changes, as floating point has it."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def rise(values: Sequence[float]) -> float | None:
         return None
     line, covariance = np.polyfit(np.arange(len(values)), values, 1, cov=True)
     slope, error = float(line[0]), float(np.sqrt(covariance[0, 0]))
-    return slope * (len(values) - 1) if abs(slope) > 2 * error else 0.0
+    return slope * (len(values) - 1) if abs(slope) > 2 * error + ROUNDING else 0.0
 
 
 def _ends(values: Sequence[float]) -> tuple[float, float]:
