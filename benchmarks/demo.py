@@ -46,7 +46,9 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     rows = [measure(arguments, seed) for seed in arguments.seeds]
-    pooled = together([arguments.runs / f"{arguments.name}-seed-{seed}" for seed in arguments.seeds], rows[0]["stages"])
+    folders = [arguments.runs / f"{arguments.name}-seed-{seed}" for seed in arguments.seeds]
+    judged = [stage for stage in rows[0]["stages"] if stage["gsb"]]
+    pooled = {stage["name"]: together(folders, stage["parent"], stage["name"]) for stage in judged}
     facts = {
         "cores": os.cpu_count(),
         "python": platform.python_version(),
@@ -77,26 +79,23 @@ def measure(arguments: argparse.Namespace, seed: int) -> dict:
     }
 
 
-def together(folders: list[Path], stages: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """By stage, GSB and retention over the pairs of all runs."""
-    found = {}
-    for stage in (stage for stage in stages if stage["gsb"]):
-        before, after = (
-            [Evaluation.load(folder / name / "evaluation.json") for folder in folders]
-            for name in (stage["parent"], stage["name"])
-        )
-        votes = [verdicts(one, other) for one, other in zip(before, after, strict=True)]
-        kept = [retention(one, other) for one, other in zip(before, after, strict=True)]
-        prompts = [item.prompt for evaluation in before for item in evaluation.items]
-        found[stage["name"]] = {
-            "gsb": {axis: asdict(bootstrap_mean([v for vote in votes for v in vote[axis]], prompts)) for axis in AXES},
-            "retention": {
-                name: sum(share.value * share.n for share in shares) / sum(share.n for share in shares)
-                for name in kept[0]
-                if (shares := [share for one in kept if (share := one[name])])
-            },
-        }
-    return found
+def together(folders: list[Path], parent: str, child: str) -> dict[str, Any]:
+    """GSB and retention of a stage against its parent over the pairs of all runs."""
+    before, after = (
+        [Evaluation.load(folder / name / "evaluation.json") for folder in folders] for name in (parent, child)
+    )
+    pairs = list(zip(before, after, strict=True))
+    found = [verdicts(*pair) for pair in pairs]
+    kept = [retention(*pair) for pair in pairs]
+    prompts = [item.prompt for evaluation in before for item in evaluation.items]
+    return {
+        "gsb": {axis: asdict(bootstrap_mean([v for one in found for v in one[axis]], prompts)) for axis in AXES},
+        "retention": {
+            name: sum(share.value * share.n for share in shares) / sum(share.n for share in shares)
+            for name in kept[0]
+            if (shares := [share for one in kept if (share := one[name])])
+        },
+    }
 
 
 def table(rows: list[dict], pooled: dict[str, dict[str, Any]]) -> str:

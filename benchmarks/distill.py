@@ -57,8 +57,7 @@ def main() -> None:
     else:
         folders = [run(CHAIN, [], seed, parent, arguments.runs) for seed, parent in enumerate(arguments.parents)]
         rows = [measured(seed, folder) for seed, folder in enumerate(folders)]
-        student = {"name": "distill", "parent": "base", "gsb": True}
-        text, name = table(rows, together(folders, [student])["distill"]["gsb"]), "distill"
+        text, name = table(rows, together(folders, "base", "distill")["gsb"]), "distill"
     (arguments.out / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     (arguments.out / f"{name}.md").write_text(text, encoding="utf-8")
     print(text)
