@@ -18,7 +18,8 @@ from reelign.models.block_cache import BlockCacheConfig
 from reelign.models.load import load_model
 from tiny_wan import tiny_wan
 
-TARGET = Target(speedup=1.01, min_gsb=-1)
+TARGET = Target(budget=1000, min_gsb=-1)
+"""Seconds a clip that any machine keeps, however busy: what is tested is the plan, not the machine's speed."""
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +278,7 @@ def test_generate_obeys_a_plan(planned, tmp_path):
 
 def test_the_command_writes_a_plan_and_fails_where_nothing_is_fast_enough(tmp_path):
     small = ("plan", "miniature", "--count", "2", "--steps", "3", "--only", "steps", "--min-gsb", "-1")
-    done = reelign(*small, "--speedup", "1.01", "--out", tmp_path / "plan.yaml")
+    done = reelign(*small, "--budget", "1000", "--out", tmp_path / "plan.yaml")
     assert done.returncode == 0, done.stderr
     assert "chosen: 2 steps. On prompts that had no part in the choice" in done.stdout
     assert yaml.safe_load((tmp_path / "plan.yaml").read_text())["choice"]["steps"] == 2
