@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from reelign.miniature.check_judges import JUDGES, due_axis, judge_report, wrong
-from reelign.miniature.outlines import _median
+from reelign.miniature.outlines import ZOOM, _median, trace
 from reelign.miniature.render import MOTION_DEFECTS, VISUAL_DEFECTS, coverage, defective, render
 from reelign.miniature.training_judge import training_judge
 from reelign.miniature.world import ATTRIBUTES, BACKGROUNDS, COLOURS, FRAMES, RADII, SIDE, Scene, scenes, track
@@ -105,3 +105,19 @@ def test_the_median_of_the_outlines_is_numpys_to_the_bit(count):
     before = values.copy()
     assert np.array_equal(_median(values), np.median(values, axis=0))
     assert np.array_equal(values, before)
+
+
+@pytest.mark.parametrize("defect", ["none", *VISUAL_DEFECTS, *MOTION_DEFECTS, "noise everywhere"])
+def test_the_typical_outline_is_the_same_where_the_whole_picture_is_looked_at(defect, monkeypatch):
+    generator = np.random.default_rng(0)
+    clips = [
+        render(scene, generator) if defect in ("none", "noise everywhere") else defective(scene, generator, defect, 1.5)
+        for scene in generator.permutation(np.array(scenes(True), dtype=object))[:12]
+    ]
+    if defect == "noise everywhere":
+        clips = [np.clip(clip + generator.normal(0, 40, clip.shape), 0, 255).astype(np.uint8) for clip in clips]
+    found = [trace(clip).typical for clip in clips]
+    monkeypatch.setattr("reelign.miniature.outlines._reach", lambda profiles, shifts: (0, SIDE * ZOOM))
+    whole = [trace(clip).typical for clip in clips]
+    np.testing.assert_allclose(found, whole, rtol=0, atol=1e-3)  # rounding moves a pixel whose height is one half
+    assert np.ptp(found, axis=0).max() > 0.1

@@ -18,6 +18,10 @@ CORNER = 4
 """Side of the corner patches that show the ground, in pixels."""
 LEAST_CONTRAST = 10.0
 """Distance in Lab from the ground below which there is no object to see."""
+LEAST_HEIGHT = 1 / 3
+"""Height that one of the pixels has at least from which a cubic makes more than one half."""
+SUPPORT = 2
+"""Pixels to either side that a cubic is made from."""
 LEAST_AREA = 6.0
 """Square pixels below which an outline is a speck."""
 FEATURES = ("hollow", "solidity", "extent", "lean", "wave 3", "wave 4")
@@ -60,12 +64,17 @@ class Outlines:
     typical: np.ndarray
 
     @cached_property
+    def apart(self) -> np.ndarray:
+        """Each pixel's colour minus its frame's ground, (T, H, W, 3) in Lab."""
+        return self.lab - self.ground[:, None, None, :]
+
+    @cached_property
     def bodies(self) -> np.ndarray:
         """Colour of the object minus its ground's in each frame, (T, 3) in Lab; the clip's own where none is seen."""
-        apart = self.lab - self.ground[:, None, None, :]
         inside = self.distance > 0.5 * self.contrast
-        whole = _median(apart[inside])
-        return np.stack([_median(a[i]) if i.any() else whole for a, i in zip(apart, inside, strict=True)])
+        seen = [bool(frame.any()) for frame in inside]
+        whole = np.zeros(3) if all(seen) else _median(self.apart[inside])
+        return np.stack([_median(a[i]) if s else whole for a, i, s in zip(self.apart, inside, seen, strict=True)])
 
 
 def trace(frames: np.ndarray) -> Outlines:
@@ -97,19 +106,36 @@ def trace(frames: np.ndarray) -> Outlines:
 
 def _typical(heights: np.ndarray, centres: np.ndarray) -> np.ndarray:
     """Features of the median of the frames' heights (T, H, W), each moved so that its centre is the picture's."""
-    rows, columns = heights.shape[1] * ZOOM, heights.shape[2] * ZOOM
-    middle = (ZOOM - 1) / 2
+    middle = np.array(heights.shape[:0:-1]) / 2  # x, y
+    shifts = (middle * ZOOM - ZOOM * centres + (ZOOM - 1) / 2).astype(np.float32)
+    left, right = _reach(heights.max(1), shifts[:, 0])
+    top, bottom = _reach(heights.max(2), shifts[:, 1])
     moved = [
         cv2.warpAffine(
             height.astype(np.float32),
-            np.array([[ZOOM, 0, columns / 2 - ZOOM * x + middle], [0, ZOOM, rows / 2 - ZOOM * y + middle]], np.float32),
-            (columns, rows),
+            np.array([[ZOOM, 0, float(x) - left], [0, ZOOM, float(y) - top]]),
+            (right - left, bottom - top),
             flags=cv2.INTER_CUBIC,
             borderMode=cv2.BORDER_REPLICATE,
         )
-        for height, (x, y) in zip(heights, centres, strict=True)
+        for height, (x, y) in zip(heights, shifts, strict=True)
     ]
     return _blob(_median(np.stack(moved)))[5:]
+
+
+def _reach(profiles: np.ndarray, shifts: np.ndarray) -> tuple[int, int]:
+    """Where along one side, enlarged, the median of the moved frames may exceed one half: first pixel and one past the
+    last. Profiles (T, side) are the largest height over the other side. A cubic is made of four pixels a side, none of
+    which is far below what it gives, and the median exceeds what half of the frames do."""
+    side = profiles.shape[1]
+    high = profiles > LEAST_HEIGHT
+    first = np.where(high.any(1), high.argmax(1), side)
+    last = np.where(high.any(1), side - 1 - high[:, ::-1].argmax(1), -1)
+    starts = np.where(first == 0, 0, ZOOM * (first - SUPPORT) + shifts)  # what lies beyond a border is like the border
+    ends = np.where(last == side - 1, ZOOM * side, ZOOM * (last + SUPPORT) + shifts)
+    half = (len(profiles) - 1) // 2
+    start, end = np.sort(starts)[half], np.sort(ends)[::-1][half]
+    return max(0, int(start)), min(ZOOM * side, int(end) + 1)
 
 
 def _median(values: np.ndarray) -> np.ndarray:
@@ -128,7 +154,8 @@ def _corners(lab: np.ndarray) -> np.ndarray:
 
 
 def _length(vectors: np.ndarray) -> np.ndarray:
-    return np.sqrt(np.einsum("...c,...c->...", vectors, vectors))
+    x, y, z = (vectors[..., axis] for axis in range(3))  # three planes: a sum over a last axis of three is slow
+    return np.sqrt(x * x + y * y + z * z)
 
 
 def _soften(lab: np.ndarray) -> np.ndarray:

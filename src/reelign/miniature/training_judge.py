@@ -122,14 +122,26 @@ def _clearness(apart: Mapping[str, float], asked: str) -> float:
 
 def _colours(seen: Outlines) -> dict[str, float]:
     """Difference of hue to each colour, in radians."""
-    hue = _hue(seen.colour)
-    return {name: float(abs(np.angle(np.exp(1j * (_hue(colour) - hue))))) for name, colour in COLOURS.items()}
+    own = _hue(seen.colour)
+    return {name: float(abs(np.angle(np.exp(1j * (hue - own))))) for name, hue in _hues().items()}
+
+
+@cache
+def _hues() -> dict[str, float]:
+    """Of the world's colours."""
+    return {name: _hue(colour) for name, colour in COLOURS.items()}
 
 
 def _backgrounds(seen: Outlines) -> dict[str, float]:
     """Difference of lightness to each background."""
-    lightness = float(np.median(seen.ground[:, 0]))
-    return {name: abs(float(_lab(colour)[0]) - lightness) for name, colour in BACKGROUNDS.items()}
+    own = float(np.median(seen.ground[:, 0]))
+    return {name: abs(lightness - own) for name, lightness in _lightness().items()}
+
+
+@cache
+def _lightness() -> dict[str, float]:
+    """Of the world's backgrounds."""
+    return {name: float(_lab(colour)[0]) for name, colour in BACKGROUNDS.items()}
 
 
 def _sizes(seen: Outlines) -> dict[str, float]:
@@ -256,9 +268,8 @@ def _strange(seen: Outlines) -> float:
     the line through ground and body, over the distance of these two."""
     bodies = seen.bodies
     body = np.maximum(np.linalg.norm(bodies, axis=1), LEAST_BODY)
-    apart = seen.lab - seen.ground[:, None, None, :]
-    along = np.einsum("thwc,tc->thw", apart, bodies / body[:, None])
-    off = np.sqrt(np.maximum(np.sum(apart**2, axis=3) - along**2, 0.0))
+    along = np.matmul(seen.apart, (bodies / body[:, None])[:, None, :, None])[..., 0]
+    off = np.sqrt(np.maximum(seen.distance**2 - along**2, 0.0))
     return float(np.mean(np.sum(off / body[:, None, None], axis=(1, 2))))
 
 
