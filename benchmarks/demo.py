@@ -29,8 +29,7 @@ from typing import Any
 from reelign.evaluate.evaluation import Evaluation
 from reelign.evaluate.gsb import retention, verdicts
 from reelign.evaluate.statistics import bootstrap_mean
-
-AXES = ("text", "visual", "motion", "overall")
+from tables import AXES, head, interval, line, weakest
 
 
 def main() -> None:
@@ -100,13 +99,12 @@ def together(folders: list[Path], parent: str, child: str) -> dict[str, Any]:
 
 def table(rows: list[dict], pooled: dict[str, dict[str, Any]]) -> str:
     """The rows as Markdown."""
-    head = ["stage", "seed", *(f"GSB {axis}" for axis in AXES), "weakest retention", "minutes"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    lines = head("stage", "seed", *(f"GSB {axis}" for axis in AXES), "weakest retention", "minutes")
     for name, pool in pooled.items():
         for row in rows:
             stage = next(found for found in row["stages"] if found["name"] == name)
-            lines.append(line(name, str(row["seed"]), stage, f"{stage['cost']['seconds'] / 60:.1f}"))
-        lines.append(line(name, "all", pool, ""))
+            lines.append(line(name, row["seed"], *gains(stage), f"{stage['cost']['seconds'] / 60:.1f}"))
+        lines.append(line(name, "all", *gains(pool), ""))
     whole = "; ".join(
         f"seed {row['seed']}: {row['seconds'] / 60:.1f} minutes, {row['peak_memory_bytes'] / 2**30:.1f} GiB"
         for row in rows
@@ -114,12 +112,9 @@ def table(rows: list[dict], pooled: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines) + f"\n\nWhole runs, curation and batteries included: {whole}.\n"
 
 
-def line(name: str, seed: str, found: dict[str, Any], minutes: str) -> str:
-    """A row of the table."""
-    cells = [f"{g['value']:+.2f} [{g['low']:+.2f}, {g['high']:+.2f}]" for g in map(found["gsb"].get, AXES)]
-    kept = {attribute: value for attribute, value in found["retention"].items() if value is not None}
-    weakest = min(kept, key=lambda attribute: kept[attribute])
-    return f"| {name} | {seed} | {' | '.join(cells)} | {weakest} {kept[weakest]:.1%} | {minutes} |"
+def gains(found: dict[str, Any]) -> list[str]:
+    """The cells of a stage's GSB and of what it keeps least."""
+    return [*(interval(found["gsb"][axis]) for axis in AXES), weakest(found["retention"])]
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from reelign.models.load import load_model
 from reelign.recipe import load_recipe
 from reelign.sampling.sample import own_sampler
 from reelign.terminal import quiet_libraries
+from tables import AXES, head, interval, line, weakest
 
 RECIPE = Path("recipes/miniature-distill.yaml")
 CHAIN = "few steps, first weights, self-forcing"
@@ -39,7 +40,6 @@ ABLATIONS = {
 }
 WINDOWS = ((None, 0), (5, 0), (5, 1), (3, 0), (3, 1))
 """(window, sinks) of long rollouts."""
-AXES = ("text", "visual", "motion", "overall")
 
 
 def main() -> None:
@@ -57,7 +57,7 @@ def main() -> None:
     else:
         folders = [run(CHAIN, [], seed, parent, arguments.runs) for seed, parent in enumerate(arguments.parents)]
         rows = [measured(seed, folder) for seed, folder in enumerate(folders)]
-        text, name = table(rows, together(folders, "base", "distill")["gsb"]), "distill"
+        text, name = table(rows, together(folders, "base", "distill")), "distill"
     (arguments.out / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     (arguments.out / f"{name}.md").write_text(text, encoding="utf-8")
     print(text)
@@ -86,6 +86,7 @@ def measured(seed: int, folder: Path) -> dict[str, Any]:
     return {
         "seed": seed,
         "bargain": stage["bargain"],
+        "retention": stage["retention"],
         "streams": streams,
         "minutes": stage["cost"]["seconds"] / 60,
         "nfe": stage["cost"]["nfe"],
@@ -113,13 +114,14 @@ def ablated(parent: str, runs: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def table(rows: list[dict[str, Any]], pooled: dict[str, dict[str, float]]) -> str:
+def table(rows: list[dict[str, Any]], pooled: dict[str, Any]) -> str:
     """The seeds as Markdown, and the pairs of all of them together."""
     lines = ["**Against the teacher at 20 guided steps** (GSB), **and what a clip costs.**", ""]
     lines += head(
         "seed",
         "way to make a clip",
         *(f"GSB {axis}" for axis in AXES),
+        "weakest retention",
         "evaluations",
         "s, one clip",
         "s, of 16",
@@ -128,9 +130,11 @@ def table(rows: list[dict[str, Any]], pooled: dict[str, dict[str, float]]) -> st
     for row in rows:
         for way in row["bargain"]:
             cells = [interval(way["gsb"][axis]) if way["name"] != "teacher" else "" for axis in AXES]
+            cells.append(weakest(row["retention"]) if way["name"] == "student" else "")
             cost = [f"{way[key]:.3g}" for key in ("nfe", "seconds", "seconds_in_batch", "first_frame")]
             lines.append(line(row["seed"], way["name"], *cells, *cost))
-    lines.append(line("all", "student", *(interval(pooled[axis]) for axis in AXES), "", "", "", ""))
+    cells = [*(interval(pooled["gsb"][axis]) for axis in AXES), weakest(pooled["retention"])]
+    lines.append(line("all", "student", *cells, "", "", "", ""))
     lines += ["", "**The student against the teacher run as cheaply** (GSB overall).", ""]
     lines += head("seed", "against", "GSB", "minutes of the stage")
     for row in rows:
@@ -157,21 +161,6 @@ def ablation_table(rows: list[dict[str, Any]]) -> str:
         minutes = "" if row["minutes"] is None else f"{row['minutes']:.1f}"
         lines.append(line(row["way"], *cells, f"{row['first_frame']:.3g}", minutes))
     return "\n".join(lines) + "\n"
-
-
-def head(*names: str) -> list[str]:
-    """The first two lines of a table."""
-    return [line(*names), "|---" * len(names) + "|"]
-
-
-def line(*cells: object) -> str:
-    """A line of a table."""
-    return "| " + " | ".join(map(str, cells)) + " |"
-
-
-def interval(found: dict[str, float]) -> str:
-    """An estimate with its interval."""
-    return f"{found['value']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from reelign.evaluate.gsb import compare
 from reelign.models.load import load_model
 from reelign.recipe import load_recipe
 from reelign.terminal import quiet_libraries
+from tables import AXES, head, interval, line
 
 RECIPE = Path("recipes/miniature-enhance.yaml")
 LONG = ["enhance.grpo.steps=80", "enhance.grpo.temperature=1.5"]
@@ -39,7 +40,6 @@ WAYS = {
     "long": LONG,
     "long, the wrong way": [*LONG, "enhance.grpo.against=rewrite"],
 }
-AXES = ("text", "visual", "motion", "overall")
 
 
 class Anything(Faithfulness):
@@ -167,21 +167,6 @@ def added(rows: list[dict]) -> list[str]:
         own = row["alone"]
         lines.append(line(row["way"], row["seed"], *cells, f"{own['keeps_all']:.1%}", f"{own['text']:.3f}"))
     return lines
-
-
-def head(*names: str) -> list[str]:
-    """The first two lines of a table."""
-    return [line(*names), "|---" * len(names) + "|"]
-
-
-def line(*cells: object) -> str:
-    """A line of a table."""
-    return "| " + " | ".join(map(str, cells)) + " |"
-
-
-def interval(found: dict) -> str:
-    """An estimate with its interval."""
-    return f"{found['value']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
 
 
 if __name__ == "__main__":

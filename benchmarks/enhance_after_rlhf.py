@@ -23,8 +23,7 @@ from reelign.evaluate.gsb import compare
 from reelign.models.load import enhancer_folder, load_model
 from reelign.recipe import load_recipe
 from reelign.terminal import quiet_libraries
-
-AXES = ("text", "visual", "motion", "overall")
+from tables import AXES, head, interval, line
 
 
 def main() -> None:
@@ -61,17 +60,12 @@ def table(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown."""
     lines = ["**A generator after RLHF with an enhancer against the same generator without** (GSB).", ""]
     names = ["model", "enhancer", *(f"{axis}, users' prompts" for axis in AXES), "overall, full captions", "fallback"]
-    lines += ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
+    lines += head(*names)
     for row in rows:
         cells = [interval(row["user"][axis]) for axis in AXES]
         cells += [interval(row["full"]["overall"]), f"{row['user fallback']:.1%}"]
-        lines.append("| " + " | ".join([row["model"], row["enhancer"], *cells]) + " |")
+        lines.append(line(row["model"], row["enhancer"], *cells))
     return "\n".join(lines) + "\n"
-
-
-def interval(found: dict[str, float]) -> str:
-    """An estimate with its interval."""
-    return f"{found['value']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from pathlib import Path
 from reelign.flow.step import gradient_scale
 from reelign.recipe import Recipe, load_recipe
 from reelign.stages.rlhf import training_sampler
-from rl_runs import AXES, POLICY_GRADIENT, TO_THE_END, Outcome, gsb_text, interval, run_stage, trainer, write
+from rl_runs import POLICY_GRADIENT, TO_THE_END, Outcome, run_stage, trainer, write
+from tables import AXES, head, interval, line, over_seeds, weakest
 
 ALGORITHM = "rlhf.algorithm."
 VARIANTS: dict[str, list[str]] = {
@@ -112,21 +113,17 @@ def table(
 ) -> str:
     """As Markdown: mean and range of the seeds, then for each seed held-out validation, GSB against the parent, weakest
     retention and minutes."""
-    lines = ["| variant, mean of the seeds [lowest, highest] | GSB overall | validation, end |", "|---|---|---|"]
+    lines = head("variant, mean of the seeds [lowest, highest]", "GSB overall", "validation, end")
     for variant, runs in found.items():
         gained = [outcome.gsb["overall"]["value"] for outcome in runs]
-        lines.append(f"| {variant} | {interval(gained)} | {interval([outcome.points[-1].score for outcome in runs])} |")
-    axes = " | ".join(f"GSB {axis}" for axis in AXES)
-    lines += ["", f"| variant | seed | validation: start, end | {axes} | weakest retention | minutes |"]
-    lines.append("|---" * (len(AXES) + 5) + "|")
+        lines.append(line(variant, over_seeds(gained), over_seeds([outcome.points[-1].score for outcome in runs])))
+    axes = [f"GSB {axis}" for axis in AXES]
+    lines += ["", *head("variant", "seed", "validation: start, end", *axes, "weakest retention", "minutes")]
     for variant, runs in found.items():
         for seed, outcome in zip(seeds, runs, strict=True):
-            kept = {name: value for name, value in outcome.retention.items() if value is not None}
-            weakest = min(kept, key=lambda name: kept[name])
             way = f"{outcome.points[0].score:.3f}, {outcome.points[-1].score:.3f}"
-            cells = " | ".join(gsb_text(outcome.gsb[axis]) for axis in AXES)
-            end = f"{weakest} {kept[weakest]:.1%} | {outcome.seconds / 60:.1f}"
-            lines.append(f"| {variant} | {seed} | {way} | {cells} | {end} |")
+            cells = [*(interval(outcome.gsb[axis]) for axis in AXES), weakest(outcome.retention)]
+            lines.append(line(variant, seed, way, *cells, f"{outcome.seconds / 60:.1f}"))
     lines += ["", "| level of the trained step | lambda | gradient norm | rectified |", "|---|---|---|---|"]
     lines += [
         f"| {row['sigma']:.3f} | {row['lambda']:.3f} | {row['plain']:.4f} | {row['rectified']:.4f} |" for row in norms

@@ -24,7 +24,8 @@ import numpy as np
 
 from reelign.recipe import Recipe, load_recipe
 from reelign.stages.algorithm import Algorithm
-from rl_runs import POLICY_GRADIENT, TO_THE_END, Outcome, Point, forwards, interval, run_stage, trainer, write
+from rl_runs import POLICY_GRADIENT, TO_THE_END, Outcome, Point, forwards, run_stage, trainer, write
+from tables import over_seeds
 
 OURS = ("reelign", "reelign-nft")
 BUDGETS = {
@@ -183,7 +184,7 @@ def table(rows: dict[str, dict], against: dict[str, dict[str, dict]]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for preset, row in rows.items():
-        scores = " | ".join(interval(row[name]) for name in ("start", "best", "end"))
+        scores = " | ".join(over_seeds(row[name]) for name in ("start", "best", "end"))
         cost = f"{row['seconds_per_update']:.1f} | {row['forwards_per_update']:,.0f}"
         lines.append(f"| {preset} | {row['updates']} | {cost} | {scores} |")
     lines += [

@@ -13,7 +13,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from reelign.doctor.rehearsal import context_in
@@ -24,7 +23,6 @@ from reelign.stages.algorithm import Algorithm
 from reelign.stages.rlhf import Trainer
 from reelign.train.parallel import World
 
-AXES = ("text", "visual", "motion", "overall")
 POLICY_GRADIENT = [
     "rlhf.optim.lr=1.2e-4",
     "rlhf.optim.eps=1e-8",
@@ -118,16 +116,6 @@ def trainer(recipe: Recipe, algorithm: Algorithm, folder: Path) -> Trainer:
     return Trainer(
         model, build_rewards(config.rewards), ThreadPoolExecutor(1), context_in(folder, recipe, world), config
     )
-
-
-def interval(values: list[float]) -> str:
-    """Mean and range over seeds; three seeds give no better interval."""
-    return f"{np.mean(values):.3f} [{min(values):.3f}, {max(values):.3f}]"
-
-
-def gsb_text(found: dict[str, float]) -> str:
-    """A GSB with its interval over prompts."""
-    return f"{found['value']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
 
 
 def write(out: Path, facts: dict[str, Any], table: str) -> None:
