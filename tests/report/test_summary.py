@@ -172,6 +172,26 @@ def test_where_only_prompts_change_their_gain_is_the_headline(enhanced: Path) ->
     )
 
 
+def distilled(run: Path, stage: str) -> None:
+    rows = [{"name": "teacher", "nfe": 40.0}, {"name": "student", "nfe": 4.0}]
+    (run / stage / "bargain.json").write_text(json.dumps({"rows": rows}), encoding="utf-8")
+
+
+def test_what_a_student_saves_is_said_with_its_price_in_quality(run: Path) -> None:
+    add_a_stage_that_changes_nothing(run)
+    distilled(run, "rlhf")
+    gain, _, saved, _ = summarise(run)["headline"]
+    assert (gain["label"], gain["figure"]) == ("Overall GSB: Fine-tuned against Base model", "+1.00")
+    assert (saved["figure"], saved["detail"]) == ("10.0x", "overall GSB +0.00, +0.00 to +0.00, against its teacher")
+
+
+def test_where_only_a_student_was_made_no_two_numbers_say_the_same(run: Path) -> None:
+    distilled(run, "sft")
+    gain, _, saved, _ = summarise(run)["headline"]
+    assert gain["figure"] == "+1.00"
+    assert (saved["figure"], saved["detail"]) == ("10.0x", "4 for a clip, 40 for one of its teacher")
+
+
 def test_what_became_of_the_prompts_is_counted(enhanced: Path) -> None:
     assert summarise(enhanced)["stages"][2]["enhancement"] == {
         "outcomes": {"rewritten": 2, "fallback: word": 1, "unchanged": 1},

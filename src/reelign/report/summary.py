@@ -225,7 +225,8 @@ def _headline(stages: Sequence[Stage], rows: Sequence[dict[str, Any]], cost: dic
         control = _kept(last)
     time = f"{cost['seconds'] / 60:.1f} min" if cost["seconds"] >= 100 else f"{cost['seconds']:.0f} s"
     spent = _number("Cost of the whole run", cost["seconds"], time, f"{cost['nfe']:,} network evaluations")
-    return [gain, control, *(_saved(row) for row in distilled[-1:]), spent]
+    saved = [_saved(row, quality=bool(tuned)) for row in distilled[-1:]]
+    return [gain, control, *saved, spent]
 
 
 def _since_the_first(
@@ -245,15 +246,17 @@ def _since_the_first(
         return row, parent
 
 
-def _saved(row: dict[str, Any]) -> dict[str, Any]:
-    """How many fewer network evaluations the student takes, and what that costs in quality."""
+def _saved(row: dict[str, Any], quality: bool) -> dict[str, Any]:
+    """How many fewer network evaluations the student takes, and what that costs: in `quality`, or, where another
+    number of the headline says that already, for a clip of each."""
     found = {way["name"]: way for way in row["bargain"]}
-    ratio, overall = found["teacher"]["nfe"] / found["student"]["nfe"], row["gsb"][OVERALL]
+    teacher, student, overall = found["teacher"]["nfe"], found["student"]["nfe"], row["gsb"][OVERALL]
+    paid = f"overall GSB {overall['value']:+.2f}, {overall['low']:+.2f} to {overall['high']:+.2f}, against its teacher"
     return _number(
         "Network evaluations saved by the student",
-        ratio,
-        f"{ratio:.1f}x",
-        f"overall GSB {overall['value']:+.2f}, {overall['low']:+.2f} to {overall['high']:+.2f}, against its teacher",
+        teacher / student,
+        f"{teacher / student:.1f}x",
+        paid if quality else f"{student:.3g} for a clip, {teacher:.3g} for one of its teacher",
     )
 
 
