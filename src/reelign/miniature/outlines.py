@@ -125,8 +125,11 @@ def _typical(heights: np.ndarray, centres: np.ndarray) -> np.ndarray:
 
 def _reach(profiles: np.ndarray, shifts: np.ndarray) -> tuple[int, int]:
     """Where along one side, enlarged, the median of the moved frames may exceed one half: first pixel and one past the
-    last. Profiles (T, side) are the largest height over the other side. A cubic is made of four pixels a side, none of
-    which is far below what it gives, and the median exceeds what half of the frames do."""
+    last. Profiles (T, side) are the largest height over the other side.
+
+    A cubic exceeds one half only where one of its pixels exceeds `LEAST_HEIGHT`, the median only where half of the
+    frames do.
+    """
     side = profiles.shape[1]
     high = profiles > LEAST_HEIGHT
     first = np.where(high.any(1), high.argmax(1), side)
