@@ -35,8 +35,8 @@ class Outlines:
     """The outline of the largest blob of each frame. Lengths in pixels, Lab as OpenCV's floats (L from 0 to 100).
 
     Attributes:
-        lab: the clip, (T, H, W, 3).
         ground: colour of the corners of each frame, (T, 3) in Lab.
+        apart: each pixel's colour minus its frame's ground, (T, H, W, 3) in Lab.
         distance: distance of each pixel to its frame's ground, (T, H, W).
         contrast: distance of the object's body from the ground.
         colour: the body's RGB, (3,) in [0, 255].
@@ -50,8 +50,8 @@ class Outlines:
             centroids, so that what only some frames show does not decide.
     """
 
-    lab: np.ndarray
     ground: np.ndarray
+    apart: np.ndarray
     distance: np.ndarray
     contrast: float
     colour: np.ndarray
@@ -62,11 +62,6 @@ class Outlines:
     fragments: np.ndarray
     features: np.ndarray
     typical: np.ndarray
-
-    @cached_property
-    def apart(self) -> np.ndarray:
-        """Each pixel's colour minus its frame's ground, (T, H, W, 3) in Lab."""
-        return self.lab - self.ground[:, None, None, :]
 
     @cached_property
     def bodies(self) -> np.ndarray:
@@ -83,7 +78,8 @@ def trace(frames: np.ndarray) -> Outlines:
     lab = cv2.cvtColor((frames.reshape(-1, width, 3) / np.float32(255)).astype(np.float32), cv2.COLOR_RGB2Lab)
     lab = lab.reshape(frames.shape)
     ground = np.median(_corners(lab), axis=1)
-    distance = _length(lab - ground[:, None, None, :])
+    apart = lab - ground[:, None, None, :]
+    distance = _length(apart)
     soft = _length(_soften(lab) - ground[:, None, None, :])
     body = soft > max(_otsu(soft), LEAST_CONTRAST)
     blobs = np.zeros((count, 5 + len(FEATURES)))
@@ -100,7 +96,7 @@ def trace(frames: np.ndarray) -> Outlines:
     areas, extents, fragments = (np.where(found, blobs[:, column], 0.0) for column in (0, 3, 4))
     typical = _typical(soft[found] / contrast, centres[found]) if found.any() else np.zeros(len(FEATURES))
     return Outlines(
-        lab, ground, distance, contrast, colour, found, centres, areas, extents, fragments, blobs[:, 5:], typical
+        ground, apart, distance, contrast, colour, found, centres, areas, extents, fragments, blobs[:, 5:], typical
     )
 
 
