@@ -20,6 +20,7 @@ from reelign.data.prompts import listed_texts
 from reelign.enhancer.faithful import Lexical
 from reelign.enhancer.guard import Guard, window_of
 from reelign.enhancer.template import TEMPLATES
+from tables import head, line
 
 TEMPLATE = TEMPLATES["video-1"]
 
@@ -92,10 +93,10 @@ def row(path: Path, answer: str, labels: list[str]) -> dict:
 
 def report(rows: list[dict]) -> str:
     """The rows as Markdown."""
-    lines = ["| list | answer | prompts | outcomes |", "|---|---|---|---|"]
+    lines = head("list", "answer", "prompts", "outcomes")
     for found in rows:
         counted = ", ".join(f"{label} {n}" for label, n in found["outcomes"].items())
-        lines.append(f"| {found['list']} | {found['answer']} | {found['prompts']} | {counted} |")
+        lines.append(line(found["list"], found["answer"], found["prompts"], counted))
     return "\n".join(lines) + "\n"
 
 

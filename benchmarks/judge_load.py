@@ -34,6 +34,7 @@ import numpy as np
 from reelign.data.clip import write_clip
 from reelign.feedback.entrants import Entrant, Sample
 from reelign.feedback.study import Study, StudySettings, add_raters, make_study
+from tables import head, line
 
 ENTRANTS, SIDE, FRAMES, FPS = 3, 32, 9, 8
 SERVER = (
@@ -41,7 +42,7 @@ SERVER = (
     "serve_study(Path(sys.argv[1]), '127.0.0.1', int(sys.argv[2]), lambda at: print(at, flush=True))"
 )
 LIMIT_MS = 100.0
-HEADER = "| request | count | p50 ms | p95 ms | p99 ms | worst ms |"
+COLUMNS = ("request", "count", "p50 ms", "p95 ms", "p99 ms", "worst ms")
 
 
 @dataclass
@@ -231,8 +232,9 @@ def report(row: dict[str, Any], out: Path) -> None:
             f"its clips. Load of the machine before, by others: {one['load_before']}. "
             f"{one['note']}{' ' * bool(one['note'])}p95 of votes and of the next "
             f"pair below {LIMIT_MS:.0f} ms: {'yes' if soon(one) else 'no'}.",
-            *("", HEADER, "|---|---|---|---|---|---|"),
-            *(f"| {name} | " + " | ".join(map(str, found.values())) + " |" for name, found in one["requests"].items()),
+            "",
+            *head(*COLUMNS),
+            *(line(name, *found.values()) for name, found in one["requests"].items()),
             "",
         ]
     out.with_suffix(".md").write_text("\n".join(lines))

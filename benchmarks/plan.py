@@ -31,13 +31,12 @@ from reelign.inference.trial import Trial, Yardstick
 from reelign.models.base import VideoModel
 from reelign.models.load import load_model
 from reelign.terminal import quiet_libraries
+from tables import head, line
 
 SPEEDUP, LEAST = 1.5, -0.05
 FRESH_SEED = 1000
-HEADER = (
-    "| model | seed | chosen | s a clip, without | faster, predicted | faster, fresh | GSB, choosing | "
-    "GSB, predicted | GSB, fresh | PSNR | motion (without) | minutes |"
-)
+COLUMNS = ("model", "seed", "chosen", "s a clip, without", "faster, predicted", "faster, fresh", "GSB, choosing",
+           "GSB, predicted", "GSB, fresh", "PSNR", "motion (without)", "minutes")  # fmt: skip
 
 
 def main() -> None:
@@ -101,25 +100,23 @@ def write(rows: list[dict[str, Any]], out: Path) -> None:
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n", encoding="utf-8")
-    head = f"{HEADER}\n|{'---|' * (HEADER.count('|') - 1)}\n"
-    out.with_suffix(".md").write_text(head + "".join(map(line, rows)), encoding="utf-8")
+    lines = [*head(*COLUMNS), *map(row_of, rows)]
+    out.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def line(found: dict[str, Any]) -> str:
+def row_of(found: dict[str, Any]) -> str:
     """A row of the table."""
     plan = Plan.model_validate(found["plan"])
     took = "" if found["minutes"] is None else f"{found['minutes']:.1f}"
-    head = f"| {plan.model} | {found['seed']} |"
     if plan.choice is None or plan.prediction is None:
-        return f"{head} nothing |{' |' * 8} {took} |\n"
+        return line(plan.model, found["seed"], "nothing", *[""] * 8, took)
     chosen = next(row.validation for row in plan.rows if row.acceleration == plan.choice)
     assert chosen is not None
     told, new = plan.prediction, Trial.model_validate(found["fresh"])
-    return (
-        f"{head} {plan.choice.label} | {new.seconds:.3f}, {new.plain_seconds:.3f} | {times(told)} | {times(new)} | "
-        f"{chosen.overall.text} | {told.overall.text} | {new.overall.text} | {new.psnr:.1f} | "
-        f"{new.motion:.3f} ({new.plain_motion:.3f}) | {took} |\n"
-    )
+    seconds, motion = f"{new.seconds:.3f}, {new.plain_seconds:.3f}", f"{new.motion:.3f} ({new.plain_motion:.3f})"
+    better = [trial.overall.text for trial in (chosen, told, new)]
+    return line(plan.model, found["seed"], plan.choice.label, seconds, times(told), times(new), *better,
+                f"{new.psnr:.1f}", motion, took)  # fmt: skip
 
 
 def times(trial: Trial) -> str:

@@ -41,6 +41,7 @@ from reelign.stages.votes import VotesConfig, run_votes
 from reelign.train.ledger import Ledger
 from reelign.train.loop import Interrupt
 from reelign.train.parallel import World
+from tables import head, line, over_seeds
 
 RESULTS = Path(__file__).parent / "results"
 COUNTS = (250, 500, 1000, 2000, 4000)
@@ -229,8 +230,7 @@ def write(found: dict[str, list[dict[str, Any]]], pairs: int, steps: int) -> Non
         "held out by prompt. Accuracy over decided votes, the noise ceiling, and its share of the ceiling: means of",
         "three seeds, with the range of the share.",
         "",
-        "| votes | chosen | " + " | ".join(f"{axis}: accuracy, ceiling, share" for axis in AXES) + " |",
-        "|---|---|" + "---|" * len(AXES),
+        *head("votes", "chosen", *(f"{axis}: accuracy, ceiling, share" for axis in AXES)),
     ]
     for how, rows in found.items():
         for count in sorted({row["votes"] for row in rows}):
@@ -240,9 +240,8 @@ def write(found: dict[str, list[dict[str, Any]]], pairs: int, steps: int) -> Non
                 accuracy = np.mean([row[axis]["accuracy"]["value"] for row in same])
                 ratios = [row[axis]["ratio"] for row in same]
                 ceiling = np.mean([row[axis]["ceiling"] for row in same])
-                share = f"{np.mean(ratios):.3f} [{min(ratios):.3f}, {max(ratios):.3f}]"
-                cells.append(f"{accuracy:.3f}, {ceiling:.3f}, {share}")
-            lines.append(f"| {count} | {how} | " + " | ".join(cells) + " |")
+                cells.append(f"{accuracy:.3f}, {ceiling:.3f}, {over_seeds(ratios)}")
+            lines.append(line(count, how, *cells))
     write_atomically(RESULTS / "reward.md", "\n".join(lines) + "\n")
 
 

@@ -124,10 +124,10 @@ def table(
             way = f"{outcome.points[0].score:.3f}, {outcome.points[-1].score:.3f}"
             cells = [*(interval(outcome.gsb[axis]) for axis in AXES), weakest(outcome.retention)]
             lines.append(line(variant, seed, way, *cells, f"{outcome.seconds / 60:.1f}"))
-    lines += ["", "| level of the trained step | lambda | gradient norm | rectified |", "|---|---|---|---|"]
-    lines += [
-        f"| {row['sigma']:.3f} | {row['lambda']:.3f} | {row['plain']:.4f} | {row['rectified']:.4f} |" for row in norms
-    ]
+    lines += ["", *head("level of the trained step", "lambda", "gradient norm", "rectified")]
+    for row in norms:
+        norm = (f"{row[name]:.4f}" for name in ("plain", "rectified"))
+        lines.append(line(f"{row['sigma']:.3f}", f"{row['lambda']:.3f}", *norm))
     lines += ["", f"Largest over smallest norm: plain {spread(norms, 'plain'):.1f}, rectified "]
     lines[-1] += f"{spread(norms, 'rectified'):.1f}."
     lines += ["", f"Network evaluations of an update: {saved['shared']:,.0f} with the shared prefix, "]

@@ -25,7 +25,7 @@ import numpy as np
 from reelign.recipe import Recipe, load_recipe
 from reelign.stages.algorithm import Algorithm
 from rl_runs import POLICY_GRADIENT, TO_THE_END, Outcome, Point, forwards, run_stage, trainer, write
-from tables import over_seeds
+from tables import head, line, over_seeds
 
 OURS = ("reelign", "reelign-nft")
 BUDGETS = {
@@ -170,33 +170,26 @@ def update_costs(recipe: Recipe, presets: list[str]) -> dict[str, dict[str, floa
 
 def cost_table(costs: dict[str, dict[str, float]]) -> str:
     """As Markdown, beside flow-grpo's."""
-    lines = ["", "| preset | forwards a clip | seconds | of flow-grpo's |", "|---|---|---|---|"]
+    lines = ["", *head("preset", "forwards a clip", "seconds", "of flow-grpo's")]
     for preset, cost in costs.items():
         share = f"{cost['seconds'] / costs['flow-grpo']['seconds']:.2f}" if "flow-grpo" in costs else ""
-        lines.append(f"| {preset} | {cost['forwards_a_clip']:.1f} | {cost['seconds']:.2f} | {share} |")
+        lines.append(line(preset, f"{cost['forwards_a_clip']:.1f}", f"{cost['seconds']:.2f}", share))
     return "\n".join(lines) + "\n"
 
 
 def table(rows: dict[str, dict], against: dict[str, dict[str, dict]]) -> str:
     """As Markdown; mean [lowest, highest] over seeds."""
-    lines = [
-        "| preset | updates | seconds an update | forwards an update | start | best | end |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines = head("preset", "updates", "seconds an update", "forwards an update", "start", "best", "end")
     for preset, row in rows.items():
-        scores = " | ".join(over_seeds(row[name]) for name in ("start", "best", "end"))
-        cost = f"{row['seconds_per_update']:.1f} | {row['forwards_per_update']:,.0f}"
-        lines.append(f"| {preset} | {row['updates']} | {cost} | {scores} |")
-    lines += [
-        "",
-        "| who reaches flow-grpo's best | | its best | share of its forwards | of its seconds |",
-        "|---" * 5 + "|",
-    ]
+        scores = [over_seeds(row[name]) for name in ("start", "best", "end")]
+        cost = (f"{row['seconds_per_update']:.1f}", f"{row['forwards_per_update']:,.0f}")
+        lines.append(line(preset, row["updates"], *cost, *scores))
+    lines += ["", *head("who reaches flow-grpo's best", "", "its best", "share of its forwards", "of its seconds")]
     for ours, found in against.items():
         for runs, row in found.items():
             shares = [row["share_of_forwards"], row["share_of_seconds"]]
-            cells = " | ".join("not reached" if share is None else f"{share:.2f}" for share in shares)
-            lines.append(f"| {ours} | {runs} | {row['best_of_flow_grpo']:.4f} | {cells} |")
+            cells = ["not reached" if share is None else f"{share:.2f}" for share in shares]
+            lines.append(line(ours, runs, f"{row['best_of_flow_grpo']:.4f}", *cells))
     return "\n".join(lines) + "\n"
 
 

@@ -36,6 +36,7 @@ from reelign.stages.objectives import Told
 from reelign.stages.rlhf import Trainer
 from reelign.stages.rollout import Rollout
 from rl_runs import trainer, write
+from tables import head, line
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "policy gradient, white noise": {"preset": "reelign", "band": 1.0},
@@ -158,22 +159,24 @@ def agreement(one: list[Tensor], other: list[Tensor]) -> dict[str, float]:
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """As Markdown."""
-    adam = " | ".join(f"transfers, Adam at eps {eps:g}" for eps in EPSILONS)
-    lines = [f"| gradient | repeats | transfers | {adam} |", "|---" * (3 + len(EPSILONS)) + "|"]
+    lines = head("gradient", "repeats", "transfers", *(f"transfers, Adam at eps {eps:g}" for eps in EPSILONS))
     for name, row in rows.items():
         found = [row["repeats"], row["transfers"], *row["after_adam"].values()]
-        cells = " | ".join(f"{value['mean']:+.3f} ± {value['error']:.3f}" for value in found)
-        lines.append(f"| {name} | {cells} |")
+        lines.append(line(name, *map(agreed, found)))
     return "\n".join(lines) + "\n"
 
 
 def dimension_table(rows: dict[str, dict[str, Any]]) -> str:
     """As Markdown."""
-    lines = ["| rewarded alone | length | repeats | transfers, to all axes |", "|---|---|---|---|"]
+    lines = head("rewarded alone", "length", "repeats", "transfers, to all axes")
     for name, row in rows.items():
-        cells = " | ".join(f"{row[key]['mean']:+.3f} ± {row[key]['error']:.3f}" for key in ("repeats", "transfers"))
-        lines.append(f"| {name} | {row['length']:.4f} | {cells} |")
+        lines.append(line(name, f"{row['length']:.4f}", agreed(row["repeats"]), agreed(row["transfers"])))
     return "\n".join(lines) + "\n"
+
+
+def agreed(found: dict[str, float]) -> str:
+    """A mean cosine and its error."""
+    return f"{found['mean']:+.3f} ± {found['error']:.3f}"
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from reelign.feedback.significance import sign_test, sign_tests
 from reelign.feedback.simulate import RaterConfig, ScoredPair, SimulatedRater
 from reelign.feedback.strength import fit_strengths
 from reelign.feedback.vote import VERDICTS, Shown, Vote
+from tables import head, line
 
 SIZES = ((30, 3), (60, 3), (120, 2), (200, 3))
 """Prompts, and raters of each pair."""
@@ -225,19 +226,17 @@ def table(result: dict[str, Any]) -> str:
         f"Coverage of 95 % intervals, {result['studies']} simulated studies of each size (standard error {error:.2f} "
         "points):",
         "",
-        "| interval | " + " | ".join(sizes) + " |",
-        "|---" * (len(sizes) + 1) + "|",
+        *head("interval", *sizes),
     ]
     for what in dict.fromkeys(row["what"] for row in result["coverage"]):
         found = [row for row in result["coverage"] if row["what"] == what]
         cells = [f"{100 * row['coverage']:.1f} % (width {row['mean_width']:.3f})" for row in found]
-        lines.append(f"| {what} ({found[0]['truth']:+.3f}) | " + " | ".join(cells) + " |")
-    lines += ["", "| planned: 80 % of studies see | pairs asked for (median) | studies that see it |", "|---|---|---|"]
-    lines += [
-        f"| {row['points']:g} points | {row['pairs']:.0f} | {100 * row['seen']:.1f} % |" for row in result["power"]
-    ]
-    lines += ["", "| false alarms, at a level of 5 % | share |", "|---|---|"]
-    lines += [f"| {name} | {100 * value:.1f} % |" for name, value in result["false_alarms"].items()]
+        lines.append(line(f"{what} ({found[0]['truth']:+.3f})", *cells))
+    lines += ["", *head("planned: 80 % of studies see", "pairs asked for (median)", "studies that see it")]
+    for row in result["power"]:
+        lines.append(line(f"{row['points']:g} points", f"{row['pairs']:.0f}", f"{100 * row['seen']:.1f} %"))
+    lines += ["", *head("false alarms, at a level of 5 %", "share")]
+    lines += [line(name, f"{100 * value:.1f} %") for name, value in result["false_alarms"].items()]
     return "\n".join(lines) + "\n"
 
 
