@@ -19,7 +19,7 @@ from forks import Fork
 from miniatures import thin_miniature
 from reelign.errors import ReelignError
 from reelign.evaluate.battery import BatteryConfig
-from reelign.models.base import VideoModel
+from reelign.models.base import VideoModel, take
 from reelign.models.causal import CausalConfig
 from reelign.models.load import load_model
 from reelign.sampling.noise import initial_noise
@@ -204,6 +204,32 @@ def test_critic_and_student_learn_and_the_teacher_does_not(tmp_path, part):
     assert changed == {"teacher": False, "critic": True, "student": True}
     encoders = {id(model.pipeline.text_encoder) for model in networks.values()}
     assert len(encoders) == 1
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("part", ["few_step", "self_forcing"])
+def test_what_carries_no_gradient_is_in_slices_what_it_is_in_one(two_threads, tmp_path, part):
+    """The clips of the critic and both scores are made in slices of eight rows."""
+    taught = matching(tmp_path, part, **{part: MATCH | {"batch_size": 11, "micro_batch": 11}})
+    [(conditions, noise, eps, levels, _)] = taught.drawn(0)
+    made, spent = taught.rolled_out(conditions, noise, exit_step=1)
+    with torch.no_grad():
+        whole, evaluations = student_clip(taught.student, conditions, noise, taught.sampler, 1)
+        parts = [taught.scores(eps[rows], levels[rows], take(conditions, rows)) for rows in (slice(0, 5), slice(5, 11))]
+    assert torch.allclose(made, whole, atol=1e-4)
+    assert spent == evaluations
+    real, fake, nfe = taught.scores(eps, levels, conditions)
+    assert torch.allclose(real, torch.cat([part[0] for part in parts]), atol=1e-4)
+    assert torch.allclose(fake, torch.cat([part[1] for part in parts]), atol=1e-4)
+    assert nfe == sum(part[2] for part in parts) == 3 * 11
+    assert not any(found.requires_grad for found in (made, real, fake))
 
 
 @pytest.mark.parametrize("causal", [None, CausalConfig(block=1), CausalConfig(block=5)])

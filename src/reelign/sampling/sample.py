@@ -142,7 +142,7 @@ def _blocks(model: VideoModel, conditions: Conditions, noise: Tensor, config: Sa
         return torch.cat(clean, 2)
 
     nfe = math.ceil(len(noise) * clip_evaluations(config, own, frames))
-    return Sampled(torch.cat(_each(model, len(noise), 1, some)), [], nfe)
+    return Sampled(torch.cat(in_slices(model, len(noise), 1, some)), [], nfe)
 
 
 def _steps(
@@ -160,7 +160,7 @@ def _steps(
         found = _denoise(model, own, noise[rows], config, away, stochastic and stochastic.only(rows))
         return replace(found, transitions=[replace(t, rows=t.rows + rows.start) for t in found.transitions])
 
-    parts = _each(model, len(noise), 1 if stochastic is None else stochastic.branches, some)
+    parts = in_slices(model, len(noise), 1 if stochastic is None else stochastic.branches, some)
     steps: dict[float, list[Transition]] = {}
     for transition in [transition for part in parts for transition in part.transitions]:
         steps.setdefault(float(transition.sigma[0]), []).append(transition)
@@ -168,8 +168,10 @@ def _steps(
     return Sampled(torch.cat([part.latents for part in parts]), together, sum(part.nfe for part in parts))
 
 
-def _each(model: VideoModel, rows: int, branches: int, work: Callable[[slice], Made]) -> list[Made]:
-    """What `work` makes of all rows, in slices where that is faster."""
+@torch.no_grad()
+def in_slices(model: VideoModel, rows: int, branches: int, work: Callable[[slice], Made]) -> list[Made]:
+    """What `work` makes of all rows with a model, without gradients, in slices where that is faster; a row becomes
+    `branches`."""
     if model.device.type == "cpu" and model.stateless:
         return side_by_side(rows, branches, work)
     return [work(slice(0, rows))]

@@ -24,10 +24,10 @@ from reelign.data.prompts import ListedPrompt
 from reelign.errors import ReelignError
 from reelign.flow.path import to_x0
 from reelign.flow.step import ode_step
-from reelign.models.base import Conditions, VideoModel
+from reelign.models.base import Conditions, VideoModel, take
 from reelign.models.causal import CausalConfig
 from reelign.sampling.noise import generator, initial_noise
-from reelign.sampling.sample import SampleConfig, guided_velocity, renoised
+from reelign.sampling.sample import SampleConfig, guided_velocity, in_slices, renoised
 from reelign.stages.asked import drawn
 from reelign.stages.context import StageContext
 from reelign.stages.distill_recipe import DistillConfig, InitialiseConfig
@@ -57,13 +57,17 @@ class Trajectories:
                 positions = missing[first : first + config.micro_batch]
                 conditions = self.maker.encode_text(self.texts(prompts, positions, context.seed))
                 noise = initial_noise([(context.seed, "trajectory", position) for position in positions], shape)
-                states, nfe = self.states(conditions, noise.to(self.maker.device))
-                for position, row in zip(positions, states, strict=True):
+                made = self._made(conditions, noise.to(self.maker.device))
+                for position, row in zip(positions, (row for states, _ in made for row in states), strict=True):
                     self._write(position, row)
-                cost.nfe, cost.clips = cost.nfe + nfe, cost.clips + len(positions)
+                cost.nfe, cost.clips = cost.nfe + sum(nfe for _, nfe in made), cost.clips + len(positions)
                 context.progress("distill: trajectories", first + len(positions), len(missing), "")
             own_cost = torch.tensor([cost.nfe, cost.clips], dtype=torch.float64, device=context.world.device)
             cost.nfe, cost.clips = map(int, context.world.sum(own_cost))  # of all ranks; waits for the slowest
+
+    def _made(self, conditions: Conditions, noise: Tensor) -> list[tuple[Tensor, int]]:
+        """What `states` gives, of some rows each."""
+        return in_slices(self.maker, len(noise), 1, lambda rows: self.states(take(conditions, rows), noise[rows]))
 
     @torch.no_grad()
     def states(self, conditions: Conditions, noise: Tensor) -> tuple[Tensor, int]:

@@ -24,11 +24,11 @@ from reelign.errors import ReelignError
 from reelign.flow.match import matching_gradient, matching_levels, matching_loss
 from reelign.flow.path import interpolate, to_x0, velocity_target
 from reelign.models.adapter import merge_lora
-from reelign.models.base import CARD, Conditions, VideoModel
+from reelign.models.base import CARD, Conditions, VideoModel, take
 from reelign.models.load import ENHANCER, enhancer_folder, load_model
 from reelign.models.text_encoders import difference
 from reelign.sampling.noise import generator, initial_noise
-from reelign.sampling.sample import guided_velocity
+from reelign.sampling.sample import guided_velocity, in_slices
 from reelign.stages.asked import build_prompts, drawn
 from reelign.stages.causal_init import Initialisation, Trajectories
 from reelign.stages.context import StageContext
@@ -218,8 +218,7 @@ class Matching(StudentTraining):
         """Flow matching of the critic on what the student makes now."""
         loss, nfe = torch.zeros((), device=self.context.world.device), 0
         for conditions, noise, eps, levels, exit_step in self.drawn(turn):
-            with torch.no_grad():
-                clean, spent = student_clip(self.student, conditions, noise, self.sampler, exit_step)
+            clean, spent = self.rolled_out(conditions, noise, exit_step)
             predicted = self.critic.velocity(interpolate(clean, eps, levels), levels, conditions)
             part = (predicted - velocity_target(clean, eps)).square().mean() / self.chunks
             part.backward()
@@ -232,21 +231,38 @@ class Matching(StudentTraining):
         distance, nfe = torch.zeros((), device=self.context.world.device), 0
         for conditions, noise, eps, levels, exit_step in self.drawn(self.config.critic_updates):
             clean, spent = student_clip(self.student, conditions, noise, self.sampler, exit_step)
-            with torch.no_grad():
-                seen = interpolate(clean, eps, levels)
-                real, evaluations = self.real_score(seen, levels, conditions)
-                fake = to_x0(seen, self.critic.velocity(seen, levels, conditions), levels)
-                gradient = matching_gradient(clean, real, fake)
+            seen = interpolate(clean.detach(), eps, levels)
+            real, fake, evaluations = self.scores(seen, levels, conditions)
+            gradient = matching_gradient(clean.detach(), real, fake)
             (matching_loss(clean, gradient) / self.chunks).backward()
             distance += gradient.abs().mean() / self.chunks
-            nfe += spent + (evaluations + 1) * len(noise)
+            nfe += spent + evaluations
         return float(self.context.world.mean(distance)), nfe
 
-    def real_score(self, seen: Tensor, levels: Tensor, conditions: Conditions) -> tuple[Tensor, int]:
-        """What the teacher sees in a noisy clip, guided as in deployment."""
+    def rolled_out(self, conditions: Conditions, noise: Tensor, exit_step: int) -> tuple[Tensor, int]:
+        """Clips of the student as it is, without gradients, and the network evaluations."""
+        made = in_slices(
+            self.student,
+            len(noise),
+            1,
+            lambda rows: student_clip(self.student, take(conditions, rows), noise[rows], self.sampler, exit_step),
+        )
+        return torch.cat([clips for clips, _ in made]), sum(spent for _, spent in made)
+
+    def scores(self, seen: Tensor, levels: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor, int]:
+        """What the teacher, guided as in deployment, and the critic see in noisy clips, without gradients, and the
+        network evaluations."""
         away = self.teacher.encode_text([self.guidance.negative_prompt] * len(seen))
-        velocity, evaluations = guided_velocity(self.teacher, seen, levels, conditions, self.guidance, away)
-        return to_x0(seen, velocity, levels), evaluations
+
+        def some(rows: slice) -> tuple[Tensor, Tensor, int]:
+            own, x, level = take(conditions, rows), seen[rows], levels[rows]
+            real, evaluations = guided_velocity(self.teacher, x, level, own, self.guidance, take(away, rows))
+            fake = self.critic.velocity(x, level, own)
+            return to_x0(x, real, level), to_x0(x, fake, level), (evaluations + 1) * len(x)
+
+        parts = in_slices(self.critic, len(seen), 1, some)
+        real, fake = (torch.cat([part[place] for part in parts]) for place in (0, 1))
+        return real, fake, sum(part[2] for part in parts)
 
     def drawn(self, turn: int) -> Iterator[tuple[Conditions, Tensor, Tensor, Tensor, int]]:
         """This rank's micro-batches: conditions, the student's noise, noise and levels of the scores, and the step at
