@@ -54,7 +54,7 @@ RECIPE = {
     "updates": 400,
     "batch_size": 128,
     "micro_batch": 128,
-    "optim": {"lr": 3e-3, "warmup_steps": 10, "schedule": "cosine"},
+    "optim": {"lr": 1e-2, "warmup_steps": 10, "schedule": "cosine"},
     "validate_every": 100,
     "save_every": 100,
     "patience": None,

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from reelign.errors import ReelignError
-from reelign.miniature import train_eye
+from reelign.miniature import train_critic, train_eye
 from reelign.miniature.captions import full_prompt, user_prompt
-from reelign.miniature.eye import MATCH, OPINIONS, load_eye, words_of
+from reelign.miniature.critic import WEIGHTS, load_critic
+from reelign.miniature.eye import Sight, load_eye, words_of
 from reelign.miniature.render import DEFECTS, defective, render, spoiled
 from reelign.miniature.world import FRAMES, SIDE, scenes
 from reelign.models.load import load_model
@@ -26,7 +27,7 @@ def model():
 
 
 @torch.no_grad()
-def said(eye, model, videos, texts) -> torch.Tensor:
+def said(eye, model, videos, texts) -> Sight:
     latents = model.encode_video(torch.from_numpy(np.stack(videos)))
     return eye(latents, words_of(model.encode_text(texts)))
 
@@ -43,13 +44,13 @@ def test_it_prefers_the_caption_of_a_clip_to_one_that_names_another_look(eye, mo
         videos.append(render(scene, source))
         for words, shown in ((right, scene), (wrong, other)):
             words.append((full_prompt(shown) if style == "full" else user_prompt(shown, source)).text)
-    fits = said(eye, model, videos, right)[:, 2 * MATCH] > said(eye, model, videos, wrong)[:, 2 * MATCH]
+    fits = said(eye, model, videos, right).match > said(eye, model, videos, wrong).match
     assert float(fits.float().mean()) > 0.9
 
 
 @pytest.mark.parametrize("defect", DEFECTS)
 def test_it_sees_each_planted_defect_on_scenes_it_has_not_learned_on(eye, model, defect):
-    place = 2 * MATCH + 1 + DEFECTS.index(defect)
+    place = DEFECTS.index(defect)
     clean, spoilt, texts = [], [], []
     for number in range(24):
         scene = HELD_OUT[number * 7 % len(HELD_OUT)]
@@ -58,7 +59,7 @@ def test_it_sees_each_planted_defect_on_scenes_it_has_not_learned_on(eye, model,
         clean.append(render(scene, np.random.default_rng((2, number))))
         spoilt.append(defective(scene, np.random.default_rng((2, number)), defect, 1.0))
         texts.append(full_prompt(scene).text)
-    higher = said(eye, model, spoilt, texts)[:, place] > said(eye, model, clean, texts)[:, place]
+    higher = said(eye, model, spoilt, texts).defects[:, place] > said(eye, model, clean, texts).defects[:, place]
     assert float(higher.float().mean()) > 0.9
 
 
@@ -75,20 +76,37 @@ def test_what_it_says_of_a_clip_does_not_depend_on_the_others(eye, model):
     videos = [render(HELD_OUT[number], np.random.default_rng(number)) for number in range(4)]
     texts = [full_prompt(HELD_OUT[number]).text for number in range(4)]
     together = said(eye, model, videos, texts)
-    assert together.shape == (4, OPINIONS)
     for number in range(4):
         alone = said(eye, model, videos[number : number + 1], texts[number : number + 1])
-        assert torch.allclose(alone[0], together[number], atol=1e-4)
+        assert torch.allclose(alone.match[0], together.match[number], atol=1e-4)
+        assert torch.allclose(alone.defects[0], together.defects[number], atol=1e-4)
+        for name, logits in together.looks.items():
+            assert torch.allclose(alone.looks[name][0], logits[number], atol=1e-3)
 
 
 def test_it_can_be_trained_again_from_the_shipped_denoiser_to_the_same_weights(tmp_path, monkeypatch):
-    for name, value in (("CLIPS", 4096 // 64), ("BATCH", 8), ("STEPS", 2)):
+    for name, value in (("CLIPS", 8 * 64), ("BATCH", 8), ("STEPS", 2)):
         monkeypatch.setattr(train_eye, name, value)
-    one, two = (load_eye(train_eye.train_eye(tmp_path / name)).state_dict() for name in ("one", "two"))
+    monkeypatch.setattr(train_critic, "STEPS", 2)
+    one, two = (load_critic(train_eye.train_eye(tmp_path / name)).state_dict() for name in ("one", "two"))
     assert all(torch.equal(two[name], value) for name, value in one.items())
     start = load_model("miniature", device="cpu").denoisers()["transformer"].state_dict()
     name = "patch_embedding.weight"
-    assert not torch.equal(one[f"denoiser.{name}"], start[name].half().float())
+    assert not torch.equal(one[f"eye.denoiser.{name}"], start[name].half().float())
+
+
+def test_training_that_ended_between_the_eye_and_the_critic_goes_on_with_the_critic(tmp_path, monkeypatch):
+    for name, value in (("CLIPS", 8 * 64), ("BATCH", 8), ("STEPS", 1)):
+        monkeypatch.setattr(train_eye, name, value)
+    monkeypatch.setattr(train_critic, "STEPS", 1)
+    folder = train_eye.train_eye(tmp_path)
+    whole, written = load_critic(folder).state_dict(), (folder / "eye.safetensors").stat().st_mtime_ns
+    (folder / WEIGHTS).unlink()
+    assert all(
+        torch.equal(whole[name], value)
+        for name, value in load_critic(train_eye.train_eye(tmp_path)).state_dict().items()
+    )
+    assert (folder / "eye.safetensors").stat().st_mtime_ns == written
 
 
 def test_a_missing_eye_is_named(tmp_path):

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from reelign.miniature.eye import BOUND
-from reelign.miniature.render import defective, render
-from reelign.miniature.signals import NAMES, signals
+from reelign.miniature.render import defective, render, spoiled
+from reelign.miniature.signals import BOUND, CALM, NAMES, signals, track
 from reelign.miniature.world import FRAMES, SIDE, scenes
 
 SCENES = [scene for scene in scenes(True) if scene.motion not in ("still", "bouncing")][::3]
@@ -21,6 +20,7 @@ def named(frames: np.ndarray) -> dict[str, float]:
         ("flicker", "light", 1),
         ("flicker", "light step", 1),
         ("jerk", "jerk", 1),
+        ("jerk", "tremor", 1),
         ("teleport", "worst jerk", 1),
         ("deformation", "growth", 1),
         ("freeze", "slowest", -1),
@@ -52,3 +52,18 @@ def test_they_are_standardised_over_rendered_clips_and_bounded():
 def test_a_clip_that_shows_nothing_is_measured_too(value):
     found = signals(np.full((FRAMES, SIDE, SIDE, 3), value, np.uint8))
     assert np.isfinite(found).all()
+
+
+def test_the_track_is_that_of_the_rendered_object():
+    for index, scene in enumerate(SCENES[:12]):
+        video, centres = spoiled(scene, np.random.default_rng(index), {})
+        aside = track(video) - centres  # the middle of a triangle is not half of its height
+        assert np.abs(aside - aside.mean(0)).max() < 0.35, scene.id
+
+
+def test_calming_keeps_a_parabola_and_takes_half_of_a_tremor():
+    time = np.linspace(-1, 1, FRAMES)
+    smooth = np.stack([3 * time**2, 5 * time], axis=1)
+    assert np.allclose(CALM @ smooth, smooth)
+    tremor = np.random.default_rng(0).standard_normal((FRAMES, 200))
+    assert 0.5 < np.std(CALM @ tremor) < 0.8

@@ -9,12 +9,13 @@ rendered clips of training scenes to tell
 - what the object is, and where it is in each frame, and
 - which defects were planted and how strong they are (judges of quality are pretrained so, arXiv 2110.13266).
 
-No judge is involved, and no clip that a model made.
+No judge is involved, and no clip that a model made. `critic.py` holds what it sees against what was asked for.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,25 @@ from reelign.models.base import Conditions
 EYE = Path(__file__).parent / "assets" / "eye"
 MATCH = 64
 """Dimensions in which clips and captions are compared."""
-OPINIONS = 2 * MATCH + 1 + len(DEFECTS)
-"""What it says of a clip and words: what is seen, how each part of it fits, how the whole fits, and the defects."""
 FRAMES_SEEN = (FRAMES + 3) // 4
 """Latent frames of a clip."""
-BOUND = 4.0
-"""Most deviations of an opinion: a clip unlike all others shall not decide alone."""
 LEVEL = 100.0
 """The timestep at which the denoiser looks: nearly clean, as it was trained."""
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What it says of clips and their words.
+
+    Attributes:
+        match: how well the words fit as a whole, in [-1, 1], (B,).
+        looks: by attribute of the scene, the logits of its values, (B, values).
+        defects: strength of each, (B, DEFECTS).
+    """
+
+    match: Tensor
+    looks: dict[str, Tensor]
+    defects: Tensor
 
 
 class Eye(nn.Module):
@@ -50,8 +62,6 @@ class Eye(nn.Module):
     """
 
     nothing: Tensor
-    centre: Tensor
-    scale: Tensor
 
     def __init__(self, denoiser: dict[str, Any], nothing: Tensor) -> None:
         """An eye without training.
@@ -68,8 +78,6 @@ class Eye(nn.Module):
             nothing.shape[-1],
         )
         self.register_buffer("nothing", nothing)
-        self.register_buffer("centre", torch.zeros(OPINIONS))
-        self.register_buffer("scale", torch.ones(OPINIONS))
         self.norm = nn.LayerNorm(self.width)
         self.see = nn.Sequential(nn.Linear(self.width, 256), nn.SiLU(), nn.Linear(256, MATCH))
         self.say = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, 256), nn.SiLU(), nn.Linear(256, MATCH))
@@ -90,13 +98,11 @@ class Eye(nn.Module):
             hidden = block(hidden, words, change.unflatten(1, (6, -1)), turn)
         return self.norm(hidden.unflatten(1, (FRAMES_SEEN, -1)).mean(2).flatten(1))
 
-    def forward(self, latents: Tensor, words: Tensor) -> Tensor:
-        """What it says of clips and of words (B, channels): (B, OPINIONS), standardised over its own lessons."""
+    def forward(self, latents: Tensor, words: Tensor) -> Sight:
+        """What it says of clips (B, C, F, h, w) and of words (B, channels)."""
         seen = self.sight(latents)
-        shown = F.normalize(self.see(seen), dim=-1)
-        match = shown * F.normalize(self.say(words), dim=-1)
-        said = torch.cat([shown, match, match.sum(-1, keepdim=True), self.defects(seen)], -1)
-        return ((said - self.centre) / self.scale).clamp(-BOUND, BOUND)
+        match = (F.normalize(self.see(seen), dim=-1) * F.normalize(self.say(words), dim=-1)).sum(-1)
+        return Sight(match, {name: look(seen) for name, look in self.looks.items()}, self.defects(seen))
 
     def save(self, folder: Path) -> None:
         """Write `eye.safetensors` in half precision and `eye.json`."""

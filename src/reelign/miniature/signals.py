@@ -7,13 +7,14 @@ from it. No estimator of a judge is used: no outline is traced, no scene is fitt
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+from scipy.signal import savgol_filter
 
-from reelign.miniature.eye import BOUND
 from reelign.miniature.render import DEFECTS, spoiled
-from reelign.miniature.world import SIDE, scenes
+from reelign.miniature.world import FRAMES, SIDE, scenes
 
 NAMES = (
     "tone",
@@ -22,6 +23,7 @@ NAMES = (
     "turn",
     "jerk",
     "worst jerk",
+    "tremor",
     "growth",
     "growth step",
     "reshaping",
@@ -46,6 +48,10 @@ LESSONS = 192
 """Rendered clips, half of them spoiled, over which the measures are standardised."""
 LEAST = 1e-3
 """What is added to a measure before its logarithm."""
+BOUND = 4.0
+"""Most deviations of a measure: a clip unlike all others shall not decide alone."""
+CALM = np.asarray(savgol_filter(np.eye(FRAMES), 5, 2, axis=0))
+"""A track (T, 2) times this is that track without its tremor: a parabola through each five frames."""
 
 
 def signals(frames: np.ndarray) -> np.ndarray:
@@ -66,20 +72,55 @@ def _usual() -> tuple[np.ndarray, np.ndarray]:
     return np.mean(found, axis=0), np.std(found, axis=0)
 
 
-def _measured(frames: np.ndarray) -> np.ndarray:
-    """The measures in the order of `NAMES`; all but the tone are logarithms, for faults multiply."""
-    video = frames.astype(np.float32) / 255
+def track(frames: np.ndarray) -> np.ndarray:
+    """Where the object is in each frame of a clip, uint8 (T, H, W, 3): (T, 2) as (x, y) in pixels."""
+    return _apart(frames.astype(np.float32) / 255).centres
+
+
+@dataclass(frozen=True)
+class _Apart:
+    """What is apart from the ground.
+
+    Attributes:
+        ground: its colour in each frame, (T, 3).
+        apart: distance of each pixel's colour from it, (T, H, W).
+        contrast: that of the object.
+        body: how much of a pixel is the object, in [0, 1], (T, H, W).
+        area: of the object, in pixels, (T,).
+        centres: (T, 2).
+    """
+
+    ground: np.ndarray
+    apart: np.ndarray
+    contrast: float
+    body: np.ndarray
+    area: np.ndarray
+    centres: np.ndarray
+
+
+PLACES = np.arange(SIDE) + 0.5
+"""Of the pixels of a line."""
+
+
+def _apart(video: np.ndarray) -> _Apart:
     ground = np.median(_rim(video), axis=1)
     apart = np.linalg.norm(video - ground[:, None, None], axis=-1)
     contrast = float(np.percentile(apart, 98)) + LEAST
-    share = np.clip(apart / contrast, 0, 1)
-    body = np.clip((share - OBJECT[0]) / (OBJECT[1] - OBJECT[0]), 0, 1)
+    body = np.clip((apart / contrast - OBJECT[0]) / (OBJECT[1] - OBJECT[0]), 0, 1)
     area = body.sum((1, 2)) + LEAST
-    places = np.arange(SIDE) + 0.5
-    centres = np.stack([(body.sum(1) * places).sum(1), (body.sum(2) * places).sum(1)], axis=1) / area[:, None]
-    across, down = (places - centres[:, side, None] for side in (0, 1))
+    centres = np.stack([(body.sum(1) * PLACES).sum(1), (body.sum(2) * PLACES).sum(1)], axis=1) / area[:, None]
+    return _Apart(ground, apart, contrast, body, area, centres)
+
+
+def _measured(frames: np.ndarray) -> np.ndarray:
+    """The measures in the order of `NAMES`; all but the tone are logarithms, for faults multiply."""
+    video = frames.astype(np.float32) / 255
+    seen = _apart(video)
+    body, area, centres = seen.body, seen.area, seen.centres
+    share = np.clip(seen.apart / seen.contrast, 0, 1)
+    across, down = (PLACES - centres[:, side, None] for side in (0, 1))
     radii = np.sqrt((body * (across[:, None, :] ** 2 + down[:, :, None] ** 2)).sum((1, 2)) / area) + LEAST
-    light = ground.mean(1)
+    light = seen.ground.mean(1)
     pace, turn, jerk = (np.linalg.norm(np.diff(centres, order, axis=0), axis=1) for order in (1, 2, 3))
     faults = [
         light.std(),
@@ -87,6 +128,7 @@ def _measured(frames: np.ndarray) -> np.ndarray:
         np.sqrt(np.mean(turn**2)),
         np.median(jerk),
         jerk.max(),
+        np.sqrt(np.mean((centres - CALM @ centres) ** 2)),
         area.std() / area.mean(),
         np.abs(np.diff(area)).mean() / area.mean(),
         radii.std() / radii.mean(),
@@ -96,9 +138,9 @@ def _measured(frames: np.ndarray) -> np.ndarray:
         pace.mean(),
         np.sort(pace)[:4].mean(),
         *np.ptp(centres, axis=0),
-        np.minimum(apart, OBJECT[0] * contrast).mean(),
+        np.minimum(seen.apart, OBJECT[0] * seen.contrast).mean(),
         (share * (1 - share)).mean(),
-        contrast,
+        seen.contrast,
         *(np.abs(np.diff(video, order, axis=0)).mean() for order in (1, 2)),
     ]
     return np.array([light.mean(), *np.log(LEAST + np.array(faults))])

@@ -8,7 +8,7 @@ Parts, each seeded, checkpointed every few minutes and resumed by the same comma
 * and from there the capacity check, on clean pairs to the end, which is not shipped as a model. It proves that what the
   base does badly is due to its data;
 * the language model for prompt enhancement, by itself (`language.py`);
-* the eye, on top of which rewards are fitted to votes, from the shipped denoiser (`train_eye.py`).
+* the eye and the critic, on top of which rewards are fitted to votes, from the shipped denoiser (`train_eye.py`).
 
 The rates are from measurements at this size: Muon for the matrices inside the blocks, AdamW for the rest.
 """

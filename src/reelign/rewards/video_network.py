@@ -1,8 +1,8 @@
-"""The miniature's small video network as a judge: its eye, and a linear head that votes teach what people like.
+"""The miniature's small video network as a judge: its critic, and a linear head that votes teach what people like.
 
-    score of an axis = w' (what the eye says of the clip and its words, what its pixels say of steadiness and sharpness)
+    score of an axis = w' (the critic's opinions of clip and words, what its pixels say of steadiness and sharpness)
 
-The eye stays as it is. Two thousand votes are two thousand bits or so: trained on them, an eye of a million weights
+The critic stays as it is. Two thousand votes are two thousand bits or so: trained on them, an eye of a million weights
 learns the votes by heart and judges new clips no better (docs/results/reward.md).
 """
 
@@ -21,15 +21,15 @@ from torch import Tensor, nn
 
 from reelign.data.clip import Clip
 from reelign.errors import ReelignError
-from reelign.miniature.eye import OPINIONS, load_eye, words_of
-from reelign.miniature.signals import NAMES, signals
+from reelign.miniature import critic, signals
+from reelign.miniature.eye import words_of
 from reelign.miniature.world import FPS, FRAMES, SIDE
 from reelign.models.load import load_model
 from reelign.rewards.base import Needs
 from reelign.rewards.preference import PreferenceNetwork
 
 WEIGHTS = "network.safetensors"
-FEATURES = OPINIONS + len(NAMES)
+FEATURES = len(critic.NAMES) + len(signals.NAMES)
 """What the head reads."""
 
 
@@ -54,18 +54,20 @@ class VideoNetwork(PreferenceNetwork):
     def __init__(self, axes: Sequence[str], spread: bool) -> None:
         super().__init__()
         self.axes, self.spread = tuple(axes), spread
-        self._model, self._eye = load_model("miniature", device="cpu"), [load_eye()]
+        self._model, self._critic = load_model("miniature", device="cpu"), [critic.load_critic()]
         self.head = nn.Linear(FEATURES, len(self.axes) * (2 if spread else 1), bias=spread)
         for value in self.head.parameters():
             nn.init.zeros_(value)
 
     @torch.no_grad()
     def read(self, clips: Sequence[Clip]) -> list[dict[str, Tensor]]:
-        """What the eye and the pixels say of each clip and its prompt, float32 (FEATURES,)."""
+        """What the critic and the pixels say of each clip and its prompt, float32 (FEATURES,)."""
         latents = self._model.encode_video(torch.from_numpy(np.stack([clip.frames for clip in clips])))
-        words = words_of(self._model.encode_text([clip.prompt for clip in clips]))
-        opinions = self._eye[0](latents, words)
-        measured = torch.from_numpy(np.stack([signals(clip.frames) for clip in clips]))
+        prompts = [clip.prompt for clip in clips]
+        words, spoken = words_of(self._model.encode_text(prompts)), critic.spoken_words(prompts)
+        tracks = torch.from_numpy(np.stack([signals.track(clip.frames) for clip in clips])).float()
+        opinions = self._critic[0](latents, words, spoken, tracks)
+        measured = torch.from_numpy(np.stack([signals.signals(clip.frames) for clip in clips]))
         return [{"said": said} for said in torch.cat([opinions, measured], -1)]
 
     def features(self, seen: Sequence[dict[str, Tensor]]) -> Tensor:

@@ -1,0 +1,98 @@
+"""What the critic learns beside the eye: to hear what words ask for, and to follow a track."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reelign.miniature.critic import FOLLOWED, MOVING, STILL, Critic
+from reelign.miniature.eye import Eye
+from reelign.miniature.lessons import Lessons
+from reelign.miniature.signals import CALM
+from reelign.miniature.world import SPEEDS, VALUES
+
+BATCH, STEPS, RATE = 256, 3000, 2e-3
+SPREAD = (0.5, 1.2)
+"""Tracks are shrunk or stretched by a factor in this range: what models draw often goes a part of its way."""
+TREMOR = 0.5
+"""Most tremor of a track, in pixels."""
+STANDARD = 4096
+"""Lessons over which opinions are standardised."""
+
+
+def teach_critic(eye: Eye, lessons: Lessons) -> Critic:
+    """A critic with a trained eye, seeded; half a minute."""
+    torch.manual_seed(0)
+    critic = Critic(eye)
+    motion, speed = (lessons.looks[:, list(VALUES).index(name)] for name in FOLLOWED)
+    _descend(critic.hear, lambda: _heard(critic, lessons))
+    _descend(critic.follow, lambda: _followed(critic, lessons.tracks, motion, speed))
+    with torch.no_grad():
+        critic.due.copy_(_ways(lessons.tracks, motion, speed))
+        _standardise(critic.eval(), lessons)
+    return critic
+
+
+def _descend(network: nn.Module, loss_of_a_batch: Callable[[], Tensor]) -> None:
+    optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=0.01)
+    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / STEPS)))
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        loss_of_a_batch().backward()
+        optimizer.step()
+        rate.step()
+
+
+def _heard(critic: Critic, lessons: Lessons) -> Tensor:
+    """Loss of what captions of both styles are heard to ask for."""
+    rows, style = torch.randint(len(lessons.spoken), (BATCH,)), torch.randint(2, (BATCH,))
+    heard = critic.asked(lessons.spoken[rows, style])
+    asked = lessons.asked[rows, style]
+    return torch.stack([F.cross_entropy(heard[name], asked[:, n]) for n, name in enumerate(VALUES)]).sum()
+
+
+def _followed(critic: Critic, tracks: Tensor, motion: Tensor, speed: Tensor) -> Tensor:
+    """Loss of what motion and speed tracks are found to show. Half of them are mixtures of two, with the shares of both
+    as what is true: models draw much that lies between two motions."""
+    one, two = torch.randint(len(tracks), (2, BATCH))
+    share = torch.where(torch.rand(BATCH) < 0.5, 1.0, torch.rand(BATCH))[:, None]
+    own = tracks - tracks.mean(1, keepdim=True)
+    path = share[..., None] * own[one] + (1 - share[..., None]) * own[two]
+    path = path * torch.empty(BATCH, 1, 1).uniform_(*SPREAD)
+    path = path + TREMOR * torch.rand(BATCH, 1, 1) * torch.randn_like(path)
+    found = critic.followed(path)
+    shares = ((one, share), (two, 1 - share))
+    motions = sum(part * F.one_hot(motion[rows], found["motion"].shape[-1]) for rows, part in shares)
+    speeds = sum(part * _speed(motion[rows], speed[rows]) for rows, part in shares)
+    return -sum(
+        (true * found[name].log_softmax(-1)).sum(-1).mean() for name, true in (("motion", motions), ("speed", speeds))
+    )
+
+
+def _speed(motion: Tensor, speed: Tensor) -> Tensor:
+    """Each speed's share of one track; what stands still has none."""
+    return F.one_hot(speed, len(SPEEDS)) * (motion != STILL)[:, None]
+
+
+def _ways(tracks: Tensor, motion: Tensor, speed: Tensor) -> Tensor:
+    """The way of each motion at each speed: the median, for some of these tracks tremble or jump."""
+    ways = (torch.as_tensor(CALM).float() @ tracks).diff(dim=1).norm(dim=-1).sum(1)
+    of = [[ways[(motion == place) & (speed == number)] for number in range(len(SPEEDS))] for place in MOVING]
+    return torch.stack([torch.stack([some.median() for some in row]) for row in of])
+
+
+def _standardise(critic: Critic, lessons: Lessons) -> None:
+    """Centre and scale over clips with their own captions of both styles, and with those of others."""
+    said = []
+    for rows in torch.arange(min(STANDARD, len(lessons.words))).split(256):
+        latents, tracks = lessons.latents[rows].float(), lessons.tracks[rows]
+        for style, others in ((0, 0), (1, 0), (0, 1)):
+            words, spoken = (text[rows, style].roll(others, 0) for text in (lessons.words, lessons.spoken))
+            said.append(critic.opinions(critic.eye(latents, words), spoken, tracks))
+    every = torch.cat(said)
+    critic.centre.copy_(every.mean(0))
+    critic.scale.copy_(every.std(0).clamp(min=1e-3))
