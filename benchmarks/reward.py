@@ -139,9 +139,7 @@ def trainer_of(
 ) -> RewardTrainer:
     """A trainer on the votes of some pairs; what the network reads of a clip is read once for all."""
     recipe = RewardConfig.model_validate(RECIPE)
-    trainer = RewardTrainer(context(place, SampleConfig(), split.seed), recipe, split.of(chosen))
-    trainer.clips.kept = shared
-    return trainer
+    return RewardTrainer(context(place, SampleConfig(), split.seed), recipe, split.of(chosen), shared)
 
 
 def fitted(

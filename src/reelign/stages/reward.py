@@ -12,7 +12,7 @@ people. A reward whose agreement cannot be told from chance is not usable, and s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -87,7 +87,14 @@ class RewardTrainer(Updates):
 
     phase, doing = "reward/train", "reward: fit"
 
-    def __init__(self, context: StageContext, config: RewardConfig, votes: Sequence[Vote]) -> None:
+    def __init__(
+        self,
+        context: StageContext,
+        config: RewardConfig,
+        votes: Sequence[Vote],
+        read: Mapping[Side, dict[str, Tensor]] | None = None,
+    ) -> None:
+        """Fit to `votes`; several fits to the same clips may share what the network's `read` says of them."""
         super().__init__(context, config)
         self.config = config
         share, rest = divmod(config.batch_size, context.world.size)
@@ -104,7 +111,7 @@ class RewardTrainer(Updates):
         self.network: PreferenceNetwork = config.network.build(
             self.axes, context.parent, context.seed, context.world.device
         )
-        self.clips = SeenClips(self.network, int(config.cache * 2**30))
+        self.clips = SeenClips(self.network, int(config.cache * 2**30), read or {})
         learned = [(name, value) for name, value in self.network.named_parameters() if value.requires_grad]
         self.learned = dict(learned)
         shown = [(ballot.a, ballot.b) for ballot in self.ballots["training"][:PAIRS_OF_PRIOR]]

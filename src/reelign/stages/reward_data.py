@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -56,11 +56,12 @@ def ballots_of(votes: Sequence[Vote], axes: Sequence[Axis]) -> list[Ballot]:
 
 
 class SeenClips:
-    """Clips as a network sees them, read when they are asked for; as many are `kept` as fit into `room` bytes."""
+    """Clips as a network sees them, read when they are asked for; as many are kept as fit into `room` bytes, beside
+    those that were `read` before."""
 
-    def __init__(self, network: PreferenceNetwork, room: int) -> None:
+    def __init__(self, network: PreferenceNetwork, room: int, read: Mapping[Side, dict[str, Tensor]]) -> None:
         self.network, self.room = network, room
-        self.kept: dict[Side, dict[str, Tensor]] = {}
+        self.kept = dict(read)
 
     def __call__(self, sides: Sequence[Side]) -> list[dict[str, Tensor]]:
         """What the network's `read` says of each.
