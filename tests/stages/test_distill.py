@@ -217,7 +217,7 @@ def two_threads():
 @pytest.mark.parametrize("part", ["few_step", "self_forcing"])
 def test_what_carries_no_gradient_is_in_slices_what_it_is_in_one(two_threads, tmp_path, part):
     """The clips of the critic and both scores are made in slices of eight rows."""
-    taught = matching(tmp_path, part, **{part: MATCH | {"batch_size": 11, "micro_batch": 11}})
+    taught = matching(tmp_path, part, 2.0, **{part: MATCH | {"batch_size": 11, "micro_batch": 11}})
     [(conditions, noise, eps, levels, _)] = taught.drawn(0)
     made, spent = taught.rolled_out(conditions, noise, exit_step=1)
     with torch.no_grad():

@@ -13,7 +13,7 @@ from reelign.miniature.critic import FOLLOWED, MOVING, STILL, Critic
 from reelign.miniature.eye import Eye
 from reelign.miniature.lessons import Lessons
 from reelign.miniature.signals import CALM
-from reelign.miniature.world import SPEEDS, VALUES
+from reelign.miniature.world import MOTIONS, SPEEDS, VALUES
 
 BATCH, STEPS, RATE = 256, 3000, 2e-3
 SPREAD = (0.5, 1.2)
@@ -61,16 +61,22 @@ def _followed(critic: Critic, tracks: Tensor, motion: Tensor, speed: Tensor) -> 
     one, two = torch.randint(len(tracks), (2, BATCH))
     share = torch.where(torch.rand(BATCH) < 0.5, 1.0, torch.rand(BATCH))[:, None]
     own = tracks - tracks.mean(1, keepdim=True)
-    path = share[..., None] * own[one] + (1 - share[..., None]) * own[two]
+    path = _between(own[one], own[two], share[..., None])
     path = path * torch.empty(BATCH, 1, 1).uniform_(*SPREAD)
     path = path + TREMOR * torch.rand(BATCH, 1, 1) * torch.randn_like(path)
     found = critic.followed(path)
-    shares = ((one, share), (two, 1 - share))
-    motions = sum(part * F.one_hot(motion[rows], found["motion"].shape[-1]) for rows, part in shares)
-    speeds = sum(part * _speed(motion[rows], speed[rows]) for rows, part in shares)
-    return -sum(
-        (true * found[name].log_softmax(-1)).sum(-1).mean() for name, true in (("motion", motions), ("speed", speeds))
-    )
+    motions = _between(F.one_hot(motion[one], len(MOTIONS)), F.one_hot(motion[two], len(MOTIONS)), share)
+    speeds = _between(_speed(motion[one], speed[one]), _speed(motion[two], speed[two]), share)
+    return _miss(found["motion"], motions) + _miss(found["speed"], speeds)
+
+
+def _between(one: Tensor, other: Tensor, share: Tensor) -> Tensor:
+    return share * one + (1 - share) * other
+
+
+def _miss(logits: Tensor, shares: Tensor) -> Tensor:
+    """Cross-entropy with shares (B, values) in place of one true value."""
+    return -(shares * logits.log_softmax(-1)).sum(-1).mean()
 
 
 def _speed(motion: Tensor, speed: Tensor) -> Tensor:

@@ -261,8 +261,8 @@ class Matching(StudentTraining):
             return to_x0(x, real, level), to_x0(x, fake, level), (evaluations + 1) * len(x)
 
         parts = in_slices(self.critic, len(seen), 1, some)
-        real, fake = (torch.cat([part[place] for part in parts]) for place in (0, 1))
-        return real, fake, sum(part[2] for part in parts)
+        real, fake = torch.cat([real for real, _, _ in parts]), torch.cat([fake for _, fake, _ in parts])
+        return real, fake, sum(spent for _, _, spent in parts)
 
     def drawn(self, turn: int) -> Iterator[tuple[Conditions, Tensor, Tensor, Tensor, int]]:
         """This rank's micro-batches: conditions, the student's noise, noise and levels of the scores, and the step at
