@@ -1,10 +1,10 @@
 """The miniature's critic: what a clip shows, held against what its words ask for, before anybody has voted.
 
-The eye tells what it sees, and the track in the pixels (`signals.track`) how something moves: of blurred and trembling
-clips the track says it better. Two small networks tell what the words ask for, attribute by attribute, and which motion
-and speed a track is. The words are heard one by one, for the generator's text encoder has never learned those that only
-users say. What votes on text and motion are about is how well these agree, and a linear head cannot find
-that in what is seen and asked alone: it is a product of both (docs/results/reward.md).
+The eye tells what it sees, and the track in the pixels (`signals.track`) how something moves. Two small networks tell
+what the words ask for, attribute by attribute, and which motion and speed a track is. The words are heard one by one,
+for the generator's text encoder has never learned those that only users say. What votes on text are about is how well
+these agree, and a linear head cannot find that in what is seen and asked alone: it is a product of both
+(docs/results/reward.md).
 
 Both networks learn from the eye's lessons: no judge is involved, and no clip that a model made.
 """
