@@ -109,9 +109,7 @@ class Critic(nn.Module):
 
         Due is the way of the motion and speed that are shown, and where nothing moves the slow way of the asked motion.
         """
-        calm = torch.as_tensor(CALM, dtype=tracks.dtype, device=tracks.device) @ tracks
-        covered = calm.diff(dim=1).norm(dim=-1).sum(1)
-        share = (covered[:, None, None] / self.due).clamp(max=1)
+        share = (covered(tracks)[:, None, None] / self.due).clamp(max=1)
         motion, speed = followed["motion"].softmax(-1), followed["speed"].softmax(-1)
         moving = (motion[:, MOVING, None] * speed[:, None] * share).sum((1, 2))
         wanted = asked[:, MOVING] + LEAST_WAY
@@ -122,6 +120,12 @@ class Critic(nn.Module):
         """Write `critic.safetensors` in half precision, beside the eye's files."""
         own = {name: value for name, value in self.state_dict().items() if not name.startswith("eye.")}
         save_file({name: value.half().contiguous() for name, value in own.items()}, folder / WEIGHTS)
+
+
+def covered(tracks: Tensor) -> Tensor:
+    """The way in pixels, without its tremor, of tracks (B, T, 2): (B,)."""
+    calm = torch.as_tensor(CALM, dtype=tracks.dtype, device=tracks.device) @ tracks
+    return calm.diff(dim=1).norm(dim=-1).sum(1)
 
 
 def spoken_words(texts: Sequence[str]) -> Tensor:

@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reelign.miniature.critic import FOLLOWED, MOVING, STILL, Critic
+from reelign.miniature.critic import FOLLOWED, MOVING, STILL, Critic, covered
 from reelign.miniature.eye import Eye
 from reelign.miniature.lessons import Lessons
-from reelign.miniature.signals import CALM
 from reelign.miniature.world import MOTIONS, SPEEDS, VALUES
 
 BATCH, STEPS, RATE = 256, 3000, 2e-3
@@ -86,7 +85,7 @@ def _speed(motion: Tensor, speed: Tensor) -> Tensor:
 
 def _ways(tracks: Tensor, motion: Tensor, speed: Tensor) -> Tensor:
     """The way of each motion at each speed: the median, for some of these tracks tremble or jump."""
-    ways = (torch.as_tensor(CALM).float() @ tracks).diff(dim=1).norm(dim=-1).sum(1)
+    ways = covered(tracks)
     of = [[ways[(motion == place) & (speed == number)] for number in range(len(SPEEDS))] for place in MOVING]
     return torch.stack([torch.stack([some.median() for some in row]) for row in of])
 
