@@ -4,11 +4,12 @@ pairing saves.
     python benchmarks/reward.py [--work runs/reward]
 
 One pool of pairs of clips of the shipped miniature, half of them on full captions and half on users' words, scored by
-the training judge: the gold scores of the simulated raters. For each of three seeds (of raters, of the choice of votes
+the training judge: the gold scores of the simulated raters. For each of eight seeds (of raters, of the choice of votes
 and of the held-out prompts) rewards are fitted to 250 to 4,000 votes, a vote being one rater's verdicts on one pair on
-all axes, and tested on pairs of other prompts. Accuracy is over decided votes, beside the noise ceiling: what a judge
-reaches that knows the gold scores. Active pairing starts from 250 random votes and adds rounds of those that the
-reward is least sure of. Results go to benchmarks/results/reward.{json,md}; what is done is not done again.
+all axes, and tested on pairs of other prompts. Accuracy is the expected share of decided votes, over all such raters
+that there could be, beside the noise ceiling: what a judge reaches that knows the gold scores. Active pairing starts
+from 125 random votes and adds rounds of those that the reward is least sure of. Results go to
+benchmarks/results/reward.{json,md}; what is done is not done again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,7 @@ import torch
 from reelign.data.clip import read_clip
 from reelign.evaluate.battery import BatteryConfig
 from reelign.feedback.active import most_telling
-from reelign.feedback.judges import judge_agreement
-from reelign.feedback.simulate import RaterConfig, ScoredPair, expected_accuracy, simulated_votes
+from reelign.feedback.simulate import RaterConfig, ScoredPair, expected_accuracy, expected_agreement, simulated_votes
 from reelign.feedback.vote import AXES, Vote, read_votes
 from reelign.files import write_atomically
 from reelign.rewards.certainty import Certainty
@@ -45,8 +45,9 @@ from tables import head, line, over_seeds
 
 RESULTS = Path(__file__).parent / "results"
 COUNTS = (250, 500, 1000, 2000, 4000)
-SEEDS = (0, 1, 2)
-TESTED, ROUND = 600, 250
+SEEDS = tuple(range(8))
+TESTED, ROUND, MOST = 600, 125, 2000
+"""Pairs that are held out, votes of a round of active pairing, and its most votes."""
 RATER = RaterConfig()
 RECIPE = {
     "network": {"kind": "miniature"},
@@ -163,17 +164,17 @@ def tested(trainer: RewardTrainer, split: Split) -> dict[str, Any]:
         side.clip: dict(zip(trainer.axes, row, strict=True))
         for side, row in zip(sides, trainer.scores(sides).tolist(), strict=True)
     }
-    votes, ceiling = split.of(split.tested), expected_accuracy(split.tested, RATER)
-    axes = {}
-    for axis in AXES:
-        agreement = judge_agreement(votes, axis, scores)
-        assert agreement is not None and agreement.without_ties is not None
-        axes[axis] = {
-            "accuracy": asdict(agreement.without_ties),
-            "ceiling": ceiling[axis].without_ties,
-            "ratio": agreement.without_ties.value / ceiling[axis].without_ties,
+    found, ceiling = expected_agreement(split.tested, scores, RATER), expected_accuracy(split.tested, RATER)
+    return {
+        "axes": {
+            axis: {
+                "accuracy": found[axis],
+                "ceiling": ceiling[axis].without_ties,
+                "ratio": found[axis] / ceiling[axis].without_ties,
+            }
+            for axis in AXES
         }
-    return {"axes": axes}
+    }
 
 
 def sides_of(pair: ScoredPair) -> tuple[Side, Side]:
@@ -182,12 +183,12 @@ def sides_of(pair: ScoredPair) -> tuple[Side, Side]:
 
 
 def active(folder: Path, split: Split, shared: dict[Side, dict[str, torch.Tensor]]) -> list[dict[str, Any]]:
-    """Rounds of the pairs that the reward is least sure of, from 250 random ones to 2,000."""
+    """Rounds of the pairs that the reward is least sure of, from the first random ones to `MOST`."""
     chosen, found = split.training[:ROUND], []
     while True:
         place = folder / f"active-{len(chosen)}"
         found.append(fitted(place, split, chosen, shared))
-        if len(chosen) >= 2000:
+        if len(chosen) >= MOST:
             return found
         trainer = trainer_of(place, split, chosen, shared)
         best = trainer.checkpoints.best()
@@ -218,29 +219,57 @@ def context(folder: Path, sampler: SampleConfig, seed: int = 0) -> StageContext:
 
 
 def write(found: dict[str, list[dict[str, Any]]], pairs: int, steps: int) -> None:
-    """The table and everything behind it."""
+    """The tables and everything behind them."""
     RESULTS.mkdir(exist_ok=True)
     write_atomically(RESULTS / "reward.json", json.dumps(found, indent=1) + "\n")
     lines = [
         "# Rewards fitted to simulated votes",
         "",
         f"`python benchmarks/reward.py`: {pairs} pairs of clips of the shipped miniature ({steps} steps), {TESTED}",
-        "held out by prompt. Accuracy over decided votes, the noise ceiling, and its share of the ceiling: means of",
-        "three seeds, with the range of the share.",
+        "held out by prompt. Expected accuracy over decided votes, the noise ceiling, and its share of the ceiling:",
+        f"means of {len(SEEDS)} seeds, with the range of the share.",
         "",
         *head("votes", "chosen", *(f"{axis}: accuracy, ceiling, share" for axis in AXES)),
     ]
     for how, rows in found.items():
-        for count in sorted({row["votes"] for row in rows}):
+        for count in counts_of(rows):
             same = [row["axes"] for row in rows if row["votes"] == count]
             cells = []
             for axis in AXES:
-                accuracy = np.mean([row[axis]["accuracy"]["value"] for row in same])
-                ratios = [row[axis]["ratio"] for row in same]
-                ceiling = np.mean([row[axis]["ceiling"] for row in same])
-                cells.append(f"{accuracy:.3f}, {ceiling:.3f}, {over_seeds(ratios)}")
+                accuracy, ceiling = (np.mean([row[axis][name] for row in same]) for name in ("accuracy", "ceiling"))
+                cells.append(f"{accuracy:.3f}, {ceiling:.3f}, {over_seeds([row[axis]['ratio'] for row in same])}")
             lines.append(line(count, how, *cells))
+    lines += [
+        "",
+        "Chosen votes that reach what random ones do, between rounds by a straight line, and how many fewer they are:",
+        "",
+        *head("random votes", *AXES, "mean of the axes"),
+    ]
+    for count in (count for count in COUNTS if count <= MOST):
+        lines.append(line(count, *(fewer(found, count, axes) for axes in (*((axis,) for axis in AXES), AXES))))
     write_atomically(RESULTS / "reward.md", "\n".join(lines) + "\n")
+
+
+def counts_of(rows: Sequence[dict[str, Any]]) -> list[int]:
+    """The numbers of votes of some fits."""
+    return sorted({row["votes"] for row in rows})
+
+
+def fewer(found: dict[str, list[dict[str, Any]]], count: int, axes: Sequence[str]) -> str:
+    """How many chosen votes reach the share of the ceiling, a mean over axes and seeds, of `count` random ones."""
+
+    def share(how: str, votes: int) -> float:
+        return float(np.mean([row["axes"][a]["ratio"] for row in found[how] if row["votes"] == votes for a in axes]))
+
+    due, before = share("random", count), None
+    for votes in counts_of(found["active"]):
+        there = share("active", votes)
+        if there >= due:
+            part = 1.0 if before is None else (due - before[1]) / (there - before[1])
+            need = votes if before is None else before[0] + part * (votes - before[0])
+            return f"{need:,.0f} ({1 - need / count:.0%})"
+        before = (votes, there)
+    return "not reached"
 
 
 if __name__ == "__main__":

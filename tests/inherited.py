@@ -8,7 +8,7 @@ import trl.trainer.sft_trainer  # noqa: F401
 import reelign.pipeline  # noqa: F401
 from reelign.miniature.judge import judge
 from reelign.miniature.render import render
-from reelign.miniature.signals import signals
+from reelign.miniature.signals import read
 from reelign.miniature.training_judge import training_judge
 from reelign.miniature.world import RADII, scenes
 
@@ -18,5 +18,5 @@ for size in RADII:
     clip = render(scene, np.random.default_rng(0))
     judge(clip, scene)
     training_judge(clip, scene)
-    signals(clip)
+    read(clip)
 cv2.setNumThreads(-1)

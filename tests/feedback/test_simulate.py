@@ -8,7 +8,15 @@ import pytest
 from pydantic import ValidationError
 
 from reelign.errors import ReelignError
-from reelign.feedback.simulate import RaterConfig, ScoredPair, SimulatedRater, expected_accuracy, simulated_votes
+from reelign.feedback.judges import judge_agreement
+from reelign.feedback.simulate import (
+    RaterConfig,
+    ScoredPair,
+    SimulatedRater,
+    expected_accuracy,
+    expected_agreement,
+    simulated_votes,
+)
 from reelign.feedback.vote import Shown
 
 
@@ -82,6 +90,26 @@ def test_the_noise_ceiling_is_the_likeliest_verdict_of_each_pair():
     found = expected_accuracy(pairs, config)["visual"]
     assert found.with_ties == pytest.approx((1 / 3 + good) / 2)
     assert found.without_ties == pytest.approx((1 / 3 + good) / (2 / 3 + good + bad))
+
+
+def test_expected_agreement_is_what_many_raters_say_of_a_judge_and_the_ceiling_of_one_that_knows():
+    pairs = [pair(number, gap) for number, gap in enumerate((-0.3, -0.05, 0.0, 0.1, 0.25))]
+    config, source = RaterConfig(), np.random.default_rng(0)
+    gold, noisy = {}, {}
+    for one in pairs:
+        for side, scores in ((one.a, one.scores_a), (one.b, one.scores_b)):
+            mean = {"overall": float(np.mean(list(scores.values()))), **scores}
+            gold[side.clip] = mean
+            noisy[side.clip] = {axis: value + 0.2 * source.standard_normal() for axis, value in mean.items()}
+    found, votes = expected_agreement(pairs, noisy, config), simulated_votes(pairs, 2000, config)
+    knowing, ceiling = (
+        expected_agreement(pairs[:2] + pairs[3:], gold, config),
+        expected_accuracy(pairs[:2] + pairs[3:], config),
+    )
+    for axis in ("visual", "motion", "overall"):
+        told = judge_agreement(votes, axis, noisy)
+        assert told.without_ties.value == pytest.approx(found[axis], abs=0.02)
+        assert knowing[axis] == pytest.approx(ceiling[axis].without_ties)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ from reelign.miniature.captions import full_prompt, user_prompt
 from reelign.miniature.critic import FOLLOWED, LEAST_WAY, NAMES, fit, load_critic, spoken_words
 from reelign.miniature.eye import EYE, words_of
 from reelign.miniature.render import render, spoiled
-from reelign.miniature.signals import BOUND, track
-from reelign.miniature.world import MOTIONS, SPEEDS, TRAVEL, VALUES, scenes
+from reelign.miniature.signals import BOUND, read
+from reelign.miniature.signals import NAMES as SIGNALS
+from reelign.miniature.world import FRAMES, MOTIONS, SIDE, SPEEDS, TRAVEL, VALUES, scenes
 from reelign.models.load import load_model
 
 HELD_OUT = scenes(held_out=True)
@@ -28,11 +29,16 @@ def model():
     return load_model("miniature", device="cpu")
 
 
+def tracks_of(videos) -> torch.Tensor:
+    return torch.from_numpy(np.stack([read(video).track for video in videos])).float()
+
+
 @torch.no_grad()
 def said(critic, model, videos, texts) -> dict[str, np.ndarray]:
     latents = model.encode_video(torch.from_numpy(np.stack(videos)))
-    tracks = torch.from_numpy(np.stack([track(video) for video in videos])).float()
-    opinions = critic(latents, words_of(model.encode_text(texts)), spoken_words(texts), tracks)
+    measures = torch.from_numpy(np.stack([read(video).signals for video in videos]))
+    words = words_of(model.encode_text(texts))
+    opinions = critic(latents, words, spoken_words(texts), tracks_of(videos), measures)
     return dict(zip(NAMES, opinions.T.numpy(), strict=True))
 
 
@@ -51,7 +57,7 @@ def test_it_hears_every_attribute_of_captions_of_held_out_scenes(critic, style):
 def test_it_follows_the_tracks_of_held_out_scenes_though_they_tremble(critic):
     shown = HELD_OUT[::6]
     videos = [spoiled(scene, np.random.default_rng(n), {"jerk": 0.4})[0] for n, scene in enumerate(shown)]
-    found = critic.followed(torch.from_numpy(np.stack([track(video) for video in videos])).float())
+    found, _ = critic.followed(tracks_of(videos))
     motions = [MOTIONS[place] == scene.motion for place, scene in zip(found["motion"].argmax(-1), shown, strict=True)]
     speeds = [
         SPEEDS[place] == scene.speed
@@ -99,6 +105,41 @@ def test_the_way_is_the_share_that_the_object_covers(critic):
     assert torch.allclose(share, torch.tensor([0.2, 0.6, 0.8, 1.0]), atol=0.06)
     still = critic.asked(spoken_words(["a large red circle standing still on a white background"] * 4))
     assert critic.way(tracks, sure, still["motion"].softmax(-1)).abs().max() < 0.1
+
+
+def test_what_moves_as_nothing_in_the_world_does_is_astray(critic):
+    """A walk at random, and the motions of the world though they tremble."""
+    source = np.random.default_rng(3)
+    walks = np.cumsum(source.standard_normal((64, FRAMES, 2)), axis=1)
+    walks = torch.from_numpy(SIDE / 2 + walks - walks.mean(1, keepdims=True)).float()
+    shown = [scene for scene in HELD_OUT[::6] if scene.motion != "still"]
+    videos = [spoiled(scene, np.random.default_rng(n), {"jerk": 0.3})[0] for n, scene in enumerate(shown)]
+    strays = [
+        (one > torch.logsumexp(named["motion"], 1, keepdim=True)).float().mean().item()
+        for named, one in map(critic.followed, (walks, tracks_of(videos)))
+    ]
+    assert strays[0] > 0.7  # some walks go straight
+    assert strays[1] < 0.1
+
+
+def test_held_against_a_clean_clip_that_shows_the_same_contrast_tells_more(critic, model):
+    """A yellow object on white has little of it, and nothing is missing."""
+    shown = HELD_OUT[::9]
+    texts = [full_prompt(scene).text for scene in shown]
+    clean, faulty = (
+        [spoiled(scene, np.random.default_rng(n), strengths)[0] for n, scene in enumerate(shown)]
+        for strengths in ({}, {"low contrast": 0.6})
+    )
+    pixels = [
+        np.array([read(video).signals[SIGNALS.index("contrast")] for video in videos]) for videos in (clean, faulty)
+    ]
+    beyond = [said(critic, model, videos, texts)["contrast beyond what is due"] for videos in (clean, faulty)]
+    assert apart(*beyond) > 1.2 * apart(*pixels)
+
+
+def apart(one: np.ndarray, other: np.ndarray) -> float:
+    """Distance of the means, in deviations."""
+    return float(abs(one.mean() - other.mean()) / np.sqrt((one.var() + other.var()) / 2))
 
 
 def test_what_is_not_mentioned_neither_fits_nor_misses():

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from reelign.miniature.render import defective, render, spoiled
-from reelign.miniature.signals import BOUND, CALM, NAMES, signals, track
+from reelign.miniature.signals import BOUND, CALM, NAMES, read
 from reelign.miniature.world import FRAMES, SIDE, scenes
 
 SCENES = [scene for scene in scenes(True) if scene.motion not in ("still", "bouncing")][::3]
 
 
 def named(frames: np.ndarray) -> dict[str, float]:
-    return dict(zip(NAMES, signals(frames), strict=True))
+    return dict(zip(NAMES, read(frames).signals, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_a_planted_defect_moves_its_measure_on_nearly_every_scene(defect, measur
 
 
 def test_they_are_standardised_over_rendered_clips_and_bounded():
-    found = np.stack([signals(render(scene, np.random.default_rng(0))) for scene in scenes(False)[::40]])
+    found = np.stack([read(render(scene, np.random.default_rng(0))).signals for scene in scenes(False)[::40]])
     assert found.dtype == np.float32
     assert np.abs(found.mean(0)).max() < 1.5
     assert np.abs(found).max() <= BOUND
@@ -50,14 +50,14 @@ def test_they_are_standardised_over_rendered_clips_and_bounded():
 
 @pytest.mark.parametrize("value", [0, 255])
 def test_a_clip_that_shows_nothing_is_measured_too(value):
-    found = signals(np.full((FRAMES, SIDE, SIDE, 3), value, np.uint8))
+    found = read(np.full((FRAMES, SIDE, SIDE, 3), value, np.uint8)).signals
     assert np.isfinite(found).all()
 
 
 def test_the_track_is_that_of_the_rendered_object():
     for index, scene in enumerate(SCENES[:12]):
         video, centres = spoiled(scene, np.random.default_rng(index), {})
-        aside = track(video) - centres  # the middle of a triangle is not half of its height
+        aside = read(video).track - centres  # the middle of a triangle is not half of its height
         assert np.abs(aside - aside.mean(0)).max() < 0.35, scene.id
 
 

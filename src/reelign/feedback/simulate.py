@@ -22,6 +22,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from reelign.errors import ReelignError
+from reelign.feedback.judges import Scores
 from reelign.feedback.vote import AXES, VERDICTS, Axis, Kind, Shown, Side, Verdict, Vote
 
 CLIENT = "simulation"
@@ -135,18 +136,35 @@ def expected_accuracy(pairs: Iterable[ScoredPair], config: RaterConfig) -> dict[
 
     Without ties it names the better clip; with ties it names the likeliest verdict. Expected shares of votes.
     """
-    likely: dict[Axis, list[np.ndarray]] = {}
-    for pair in pairs:
-        for axis, gap in pair.gaps.items():
-            p = np.mean([_probabilities(gap, side, config) for side in get_args(Side)], 0)
-            likely.setdefault(axis, []).append(p)
     ceilings = {}
-    for axis, rows in likely.items():
-        p = np.stack(rows)
+    for axis, found in _likely(pairs, config).items():
+        p = np.stack([row for _, row in found])
         decided = p[:, 0] + p[:, 2]
         better = np.maximum(p[:, 0], p[:, 2]).sum() / decided.sum()
         ceilings[axis] = NoiseCeiling(float(better), float(p.max(1).mean()))
     return ceilings
+
+
+def expected_agreement(pairs: Iterable[ScoredPair], scores: Scores, config: RaterConfig) -> dict[Axis, float]:
+    """For each axis the share of such raters' decided votes whose sign is that of the difference of a judge's scores,
+    as `feedback.judges` counts it, were there infinitely many raters: free of the luck of the draw of votes."""
+    agreement = {}
+    for axis, found in _likely(pairs, config).items():
+        p = np.stack([row for _, row in found])
+        gaps = np.array([scores[pair.a.clip][axis] - scores[pair.b.clip][axis] for pair, _ in found])
+        right = np.where(gaps > 0, p[:, 0], 0.0) + np.where(gaps < 0, p[:, 2], 0.0)
+        agreement[axis] = float(right.sum() / (p[:, 0] + p[:, 2]).sum())
+    return agreement
+
+
+def _likely(pairs: Iterable[ScoredPair], config: RaterConfig) -> dict[Axis, list[tuple[ScoredPair, np.ndarray]]]:
+    """By axis, each pair with the probabilities of good, same and bad, sides shown at random."""
+    likely: dict[Axis, list[tuple[ScoredPair, np.ndarray]]] = {}
+    for pair in pairs:
+        for axis, gap in pair.gaps.items():
+            p = np.mean([_probabilities(gap, side, config) for side in get_args(Side)], 0)
+            likely.setdefault(axis, []).append((pair, p))
+    return likely
 
 
 def _probabilities(gap: float, left: Side, config: RaterConfig) -> np.ndarray:

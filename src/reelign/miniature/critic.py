@@ -1,17 +1,20 @@
-"""The miniature's critic: what a clip shows, held against what its words ask for, before anybody has voted.
+"""The miniature's critic: what a clip shows, held against what its words ask for and against what is usual, before
+anybody has voted.
 
-The eye tells what it sees, and the track in the pixels (`signals.track`) how something moves. Two small networks tell
-what the words ask for, attribute by attribute, and which motion and speed a track is. The words are heard one by one,
-for the generator's text encoder has never learned those that only users say. What votes on text are about is how well
-these agree, and a linear head cannot find that in what is seen and asked alone: it is a product of both
+The eye tells what it sees, and the pixels (`signals`) how something moves and how it is drawn. Two small networks tell
+what the words ask for, attribute by attribute, and which motion and speed a track is, or whether it strays. The words
+are heard one by one, for the generator's text encoder has never learned those that only users say. What votes are about
+is how well these agree: what is shown with what is asked, and each measure with that of a clean clip that shows the
+same. A linear head cannot find it in what is seen and asked alone, for it is a product of both
 (docs/results/reward.md).
 
-Both networks learn from the eye's lessons: no judge is involved, and no clip that a model made.
+All is learned from rendered clips: no judge is involved, and no clip that a model made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 
 import torch
@@ -19,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from reelign.errors import ReelignError
+from reelign.miniature import signals
 from reelign.miniature.captions import vocabulary
 from reelign.miniature.eye import EYE, Eye, Sight, load_eye
 from reelign.miniature.render import DEFECTS
@@ -36,12 +40,17 @@ CLEAR = 4.0
 """Difference of logits at which one value is shown clearly rather than another."""
 LEAST_WAY = 0.05
 """Share of its way, and probability of an asked motion, that nothing is below."""
+SIGHTS = sum(len(a) * len(b) for a, b in combinations(VALUES.values(), 2))
+"""Values of two attributes that a clip may show."""
 NAMES = (
     "match",
     *(f"{name}: {what}" for name in VALUES for what in ("fits", "clear")),
     *(f"{name} of the track: {what}" for name in FOLLOWED for what in ("fits", "clear")),
     "way",
+    "astray",
+    "way astray",
     *DEFECTS,
+    *(f"{name} beyond what is due" for name in signals.NAMES),
 )
 """Its opinions."""
 
@@ -51,10 +60,12 @@ class Critic(nn.Module):
 
     Attributes:
         due: the way in pixels that each motion but "still" covers at each speed, (MOVING, speeds).
+        usual: what each value beside one of another attribute adds to the signals of a clean clip, (SIGHTS, signals).
         centre, scale: of each opinion over the eye's lessons, (len(NAMES),).
     """
 
     due: Tensor
+    usual: Tensor
     centre: Tensor
     scale: Tensor
 
@@ -66,9 +77,10 @@ class Critic(nn.Module):
         self.eye = eye
         self.hear = nn.Sequential(nn.Linear(len(vocabulary()), 128), nn.SiLU(), nn.Linear(128, asked))
         self.follow = nn.Sequential(
-            nn.Linear(2 * FRAMES, 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, shown)
+            nn.Linear(2 * FRAMES, 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, shown + 1)
         )
         self.register_buffer("due", torch.ones(len(MOVING), len(SPEEDS)))
+        self.register_buffer("usual", torch.zeros(SIGHTS, len(signals.NAMES)))
         self.register_buffer("centre", torch.zeros(len(NAMES)))
         self.register_buffer("scale", torch.ones(len(NAMES)))
 
@@ -78,31 +90,37 @@ class Critic(nn.Module):
         parts = self.hear(spoken).split([len(values) + 1 for values in VALUES.values()], -1)
         return dict(zip(VALUES, parts, strict=True))
 
-    def followed(self, tracks: Tensor) -> dict[str, Tensor]:
-        """Logits of the motion and of the speed that tracks (B, T, 2), in pixels, show."""
+    def followed(self, tracks: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Logits of the motion and of the speed that tracks (B, T, 2), in pixels, show, and beside those of the motions
+        the logit that they stray, and show no motion of the world, (B, 1)."""
         path = (tracks - tracks.mean(1, keepdim=True)) / SPAN
-        parts = self.follow(path.flatten(1)).split([len(values) for values in FOLLOWED.values()], -1)
-        return dict(zip(FOLLOWED, parts, strict=True))
+        motion, astray, speed = self.follow(path.flatten(1)).split([len(MOTIONS), 1, len(SPEEDS)], -1)
+        return {"motion": motion, "speed": speed}, astray
 
-    def forward(self, latents: Tensor, words: Tensor, spoken: Tensor, tracks: Tensor) -> Tensor:
+    def forward(self, latents: Tensor, words: Tensor, spoken: Tensor, tracks: Tensor, measures: Tensor) -> Tensor:
         """Its opinions, standardised over the eye's lessons, (B, len(NAMES)).
 
         Args:
             latents: of clips, (B, C, F, h, w).
             words: what the generator's text encoder makes of their prompts, see `eye.words_of`, (B, channels).
             spoken: the words themselves, see `spoken_words`.
-            tracks: see `signals.track`, (B, T, 2).
+            tracks: see `signals.Reading`, (B, T, 2).
+            measures: see `signals.Reading`, (B, signals).
         """
-        said = self.opinions(self.eye(latents, words), spoken, tracks)
+        said = self.opinions(self.eye(latents, words), spoken, tracks, measures)
         return ((said - self.centre) / self.scale).clamp(-BOUND, BOUND)
 
-    def opinions(self, sight: Sight, spoken: Tensor, tracks: Tensor) -> Tensor:
+    def opinions(self, sight: Sight, spoken: Tensor, tracks: Tensor, measures: Tensor) -> Tensor:
         """The same as they are, in the order of `NAMES`."""
         asked = {name: logits.softmax(-1) for name, logits in self.asked(spoken).items()}
-        followed = self.followed(tracks)
+        followed, strays = self.followed(tracks)
+        astray = torch.cat([followed["motion"], strays], -1).softmax(-1)[:, -1]
         fits = [fit(logits, asked[name]) for shown in (sight.looks, followed) for name, logits in shown.items()]
-        way = self.way(tracks, followed, asked["motion"])
-        return torch.cat([sight.match[:, None], *fits, way[:, None], sight.defects], -1)
+        way = self.way(tracks, followed, asked["motion"]) * (1 - astray)
+        ways = torch.stack([way, astray, astray * torch.log1p(covered(tracks))], -1)
+        looks = {name: logits.softmax(-1) for name, logits in (sight.looks | followed).items()}
+        beyond = measures - sights(looks) @ self.usual
+        return torch.cat([sight.match[:, None], *fits, ways, sight.defects, beyond], -1)
 
     def way(self, tracks: Tensor, followed: dict[str, Tensor], asked: Tensor) -> Tensor:
         """Logarithm of the share of its way that the object covers, (B,): 0 where standing still is asked for.
@@ -120,6 +138,12 @@ class Critic(nn.Module):
         """Write `critic.safetensors` in half precision, beside the eye's files."""
         own = {name: value for name, value in self.state_dict().items() if not name.startswith("eye.")}
         save_file({name: value.half().contiguous() for name, value in own.items()}, folder / WEIGHTS)
+
+
+def sights(looks: Mapping[str, Tensor]) -> Tensor:
+    """Probability of each two values of two attributes, (B, SIGHTS), from those of each value, (B, values)."""
+    pairs = combinations([looks[name] for name in VALUES], 2)
+    return torch.cat([(one[:, :, None] * other[:, None]).flatten(1) for one, other in pairs], -1)
 
 
 def covered(tracks: Tensor) -> Tensor:

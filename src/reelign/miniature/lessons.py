@@ -13,7 +13,7 @@ from reelign.miniature.captions import Prompt, full_prompt, user_prompt
 from reelign.miniature.critic import spoken_words
 from reelign.miniature.eye import words_of
 from reelign.miniature.render import DEFECTS, spoiled
-from reelign.miniature.signals import track
+from reelign.miniature.signals import read
 from reelign.miniature.world import SIDE, VALUES, scenes
 from reelign.models.base import VideoModel
 
@@ -38,7 +38,7 @@ class Lessons:
         defects: strength of each, (N, DEFECTS).
         places: centres of the object in [-1, 1], (N, 2 T).
         looks: number of the value of each attribute, (N, attributes).
-        tracks: centres in pixels as `signals.track` finds them, (N, T, 2).
+        tracks, measures: what the pixels say, see `signals.Reading`, (N, T, 2) and (N, signals).
     """
 
     latents: Tensor
@@ -49,6 +49,7 @@ class Lessons:
     places: Tensor
     looks: Tensor
     tracks: Tensor
+    measures: Tensor
 
 
 @torch.no_grad()
@@ -86,8 +87,13 @@ def _some(model: VideoModel, numbers: range) -> tuple[Tensor, ...]:
         torch.tensor(defects).float(),
         torch.tensor(np.stack(places)).float(),
         torch.tensor(looks),
-        torch.from_numpy(np.stack([track(video) for video in frames])).float(),
+        *(torch.from_numpy(np.stack(values)).float() for values in zip(*map(_pixels, frames), strict=True)),
     )
+
+
+def _pixels(video: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    found = read(video)
+    return found.track, found.signals
 
 
 def _asked(prompt: Prompt) -> list[int]:

@@ -40,41 +40,61 @@ NAMES = (
     "change",
     "restlessness",
 )
+TONE = np.array([name == "tone" for name in NAMES])
+"""The only measure that is no size of something."""
 RIM = 2
 """Pixels of a frame's edge that are taken for ground."""
 OBJECT = (0.25, 0.75)
 """Shares of a clip's contrast below which a pixel is no part of the object, and above which it is."""
 LESSONS = 192
-"""Rendered clips, half of them spoiled, over which the measures are standardised."""
+"""Rendered clips, half of them spoiled, that say what is usual."""
 LEAST = 1e-3
-"""What is added to a measure before its logarithm."""
+"""What keeps a share of nothing from being infinite."""
 BOUND = 4.0
 """Most deviations of a measure: a clip unlike all others shall not decide alone."""
 CALM = np.asarray(savgol_filter(np.eye(FRAMES), 5, 2, axis=0))
 """A track (T, 2) times this is that track without its tremor: a parabola through each five frames."""
 
 
-def signals(frames: np.ndarray) -> np.ndarray:
-    """The measures of a clip, uint8 (T, H, W, 3), standardised over rendered ones, float32 (len(NAMES),)."""
-    centre, scale = _usual()
-    return ((_measured(frames) - centre) / scale).clip(-BOUND, BOUND).astype(np.float32)
+@dataclass(frozen=True)
+class Reading:
+    """What the pixels of a clip say.
+
+    Attributes:
+        track: where the object is in each frame, (T, 2) as (x, y) in pixels.
+        signals: the measures in the order of `NAMES`, standardised over rendered clips, float32.
+    """
+
+    track: np.ndarray
+    signals: np.ndarray
+
+
+def read(frames: np.ndarray) -> Reading:
+    """Measure a clip, uint8 (T, H, W, 3)."""
+    track, measures = _measured(frames)
+    clean, centre, scale = _usual()
+    return Reading(track, ((_felt(measures, clean) - centre) / scale).clip(-BOUND, BOUND).astype(np.float32))
+
+
+def _felt(measures: np.ndarray, clean: np.ndarray) -> np.ndarray:
+    """Faults multiply, so they are felt as logarithms; what is far below a clean clip's is no better than none. The
+    tone stays as it is."""
+    return np.where(TONE, measures, np.log(clean + measures))
 
 
 @cache
-def _usual() -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation of each measure over training scenes, clean and spoiled."""
-    pool, found = scenes(held_out=False), []
+def _usual() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of training scenes: the mean of each measure over clean clips, and how it is felt over clean and spoiled ones,
+    mean and deviation."""
+    pool, clean, spoilt = scenes(held_out=False), [], []
     for index in range(LESSONS):
         source = np.random.default_rng((17, index))
         scene = pool[int(source.integers(len(pool)))]
         strengths = {name: source.uniform(0.1, 1.2) for name in DEFECTS if index % 2 and source.random() < 0.4}
-        found.append(_measured(spoiled(scene, source, strengths)[0]))
-    return np.mean(found, axis=0), np.std(found, axis=0)
-
-
-def track(frames: np.ndarray) -> np.ndarray:
-    """Where the object is in each frame of a clip, uint8 (T, H, W, 3): (T, 2) as (x, y) in pixels."""
-    return _apart(frames.astype(np.float32) / 255).centres
+        (spoilt if index % 2 else clean).append(_measured(spoiled(scene, source, strengths)[0])[1])
+    usual = np.mean(clean, axis=0) + LEAST
+    felt = _felt(np.array(clean + spoilt), usual)
+    return usual, felt.mean(0), felt.std(0)
 
 
 @dataclass(frozen=True)
@@ -112,8 +132,8 @@ def _apart(video: np.ndarray) -> _Apart:
     return _Apart(ground, apart, contrast, body, area, centres)
 
 
-def _measured(frames: np.ndarray) -> np.ndarray:
-    """The measures in the order of `NAMES`; all but the tone are logarithms, for faults multiply."""
+def _measured(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The track of a clip, and its measures in the order of `NAMES` as they are: none is below 0."""
     video = frames.astype(np.float32) / 255
     seen = _apart(video)
     body, area, centres = seen.body, seen.area, seen.centres
@@ -122,7 +142,8 @@ def _measured(frames: np.ndarray) -> np.ndarray:
     radii = np.sqrt((body * (across[:, None, :] ** 2 + down[:, :, None] ** 2)).sum((1, 2)) / area) + LEAST
     light = seen.ground.mean(1)
     pace, turn, jerk = (np.linalg.norm(np.diff(centres, order, axis=0), axis=1) for order in (1, 2, 3))
-    faults = [
+    measures = [
+        light.mean(),
         light.std(),
         np.abs(np.diff(light)).mean(),
         np.sqrt(np.mean(turn**2)),
@@ -143,7 +164,7 @@ def _measured(frames: np.ndarray) -> np.ndarray:
         seen.contrast,
         *(np.abs(np.diff(video, order, axis=0)).mean() for order in (1, 2)),
     ]
-    return np.array([light.mean(), *np.log(LEAST + np.array(faults))])
+    return centres, np.array(measures)
 
 
 def _rim(video: np.ndarray) -> np.ndarray:

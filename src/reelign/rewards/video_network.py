@@ -31,6 +31,8 @@ from reelign.rewards.preference import PreferenceNetwork
 WEIGHTS = "network.safetensors"
 FEATURES = len(critic.NAMES) + len(signals.NAMES)
 """What the head reads."""
+LEAST_UNIT = 1e-2
+"""A feature in which the clips hardly differ is not enlarged beyond that."""
 
 
 class VideoNetworkConfig(BaseModel):
@@ -48,6 +50,7 @@ class VideoNetworkConfig(BaseModel):
 class VideoNetwork(PreferenceNetwork):
     """See the module."""
 
+    unit: Tensor
     kind = "miniature"
     needs = Needs(fps=FPS, frames=FRAMES, side=SIDE)
 
@@ -58,6 +61,7 @@ class VideoNetwork(PreferenceNetwork):
         self.head = nn.Linear(FEATURES, len(self.axes) * (2 if spread else 1), bias=spread)
         for value in self.head.parameters():
             nn.init.zeros_(value)
+        self.register_buffer("unit", torch.ones(FEATURES))
 
     @torch.no_grad()
     def read(self, clips: Sequence[Clip]) -> list[dict[str, Tensor]]:
@@ -65,15 +69,21 @@ class VideoNetwork(PreferenceNetwork):
         latents = self._model.encode_video(torch.from_numpy(np.stack([clip.frames for clip in clips])))
         prompts = [clip.prompt for clip in clips]
         words, spoken = words_of(self._model.encode_text(prompts)), critic.spoken_words(prompts)
-        tracks = torch.from_numpy(np.stack([signals.track(clip.frames) for clip in clips])).float()
-        opinions = self._critic[0](latents, words, spoken, tracks)
-        measured = torch.from_numpy(np.stack([signals.signals(clip.frames) for clip in clips]))
-        return [{"said": said} for said in torch.cat([opinions, measured], -1)]
+        pixels = [signals.read(clip.frames) for clip in clips]
+        tracks = torch.from_numpy(np.stack([found.track for found in pixels])).float()
+        measures = torch.from_numpy(np.stack([found.signals for found in pixels]))
+        opinions = self._critic[0](latents, words, spoken, tracks, measures)
+        return [{"said": said} for said in torch.cat([opinions, measures], -1)]
 
     def features(self, seen: Sequence[dict[str, Tensor]]) -> Tensor:
         """The same for every axis, (B, axes, FEATURES)."""
-        said = torch.stack([clip["said"] for clip in seen]).to(self.head.weight.device)
+        said = torch.stack([clip["said"] for clip in seen]).to(self.head.weight.device) / self.unit
         return said[:, None].expand(-1, len(self.axes), -1)
+
+    @torch.no_grad()
+    def settle(self, apart: Tensor) -> None:
+        """The unit of a feature is its usual difference."""
+        self.unit.copy_(apart[:, 0].square().mean(0).sqrt().clamp(min=LEAST_UNIT))
 
     def head_weights(self) -> Tensor:
         """(axes, FEATURES)."""

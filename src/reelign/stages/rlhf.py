@@ -29,7 +29,7 @@ from reelign.stages.algorithm import Algorithm
 from reelign.stages.asked import PromptSource, build_prompts, drawn
 from reelign.stages.context import StageContext
 from reelign.stages.objectives import Told, forward_process_loss, lessons, trajectory_loss
-from reelign.stages.rollout import Place, Rollout, roll_out, rows_of, to_clips
+from reelign.stages.rollout import Place, Rollout, longest_first, roll_out, rows_of, steps_of, to_clips
 from reelign.stages.training import WatchedConfig, WatchedTraining
 
 
@@ -145,6 +145,8 @@ class Trainer(WatchedTraining):
             Place(p, t) for p, t in zip(positions, drawn(self.prompts, positions, self.context.seed), strict=True)
         ]
         rows = rows_of(places, config.group_size, self.algorithm)
+        if self.algorithm.branches:
+            rows = longest_first(rows, steps_of(rows, self.algorithm, self.sampler, self.update, self.context.seed))
         size = max(1, config.micro_batch // (config.group_size if self.algorithm.branches else 1))
         return [rows[start : start + size] for start in range(0, len(rows), size)]
 

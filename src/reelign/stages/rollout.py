@@ -52,6 +52,23 @@ def rows_of(places: Sequence[Place], group: int, algorithm: Algorithm) -> list[t
     return [(place, clip) for place in places for clip in range(1 if algorithm.branches else group)]
 
 
+def steps_of(
+    rows: Sequence[tuple[Place, int]], algorithm: Algorithm, sampler: SampleConfig, update: int, seed: int
+) -> Tensor:
+    """Which transitions of each row are stochastic, bool (rows, steps)."""
+    keys = [(seed, place.position, *([] if algorithm.iso_temporal else [clip])) for place, clip in rows]
+    return algorithm.stochastic_steps(sampler.steps, update, keys)
+
+
+def longest_first(rows: Sequence[tuple[Place, int]], steps: Tensor) -> list[tuple[Place, int]]:
+    """Rows that branch, in the order of their stochastic step (see `steps_of`).
+
+    The earlier a group branches the more evaluations are its clips' own. What is sampled together is then about as
+    long, and where slices wait for a core the long ones do not come last.
+    """
+    return [rows[place] for place in torch.argsort(steps.int().argmax(1), stable=True).tolist()]
+
+
 def roll_out(
     model: VideoModel,
     rows: Sequence[tuple[Place, int]],
@@ -68,10 +85,9 @@ def roll_out(
     negative = model.encode_text([sampler.negative_prompt] * len(rows))
     keys = [(seed, f"rollout {place.position}", 0 if algorithm.shared_noise else clip) for place, clip in rows]
     noise = initial_noise(keys, model.latent_shape(size.frames, size.height, size.width)).to(model.device)
-    step_keys = [(seed, place.position, *([] if algorithm.iso_temporal else [clip])) for place, clip in rows]
     own = [(place.position, clip + branch) for place, clip in rows for branch in range(branches)]
     stochastic = Stochastic(
-        algorithm.stochastic_steps(sampler.steps, update, step_keys),
+        steps_of(rows, algorithm, sampler, update, seed),
         algorithm.noise_law,
         [generator("rollout", seed, *key) for key in own],
         branches,
