@@ -21,6 +21,7 @@ from reelign.stages.algorithm import Algorithm
 from reelign.stages.context import StageContext
 from reelign.stages.objectives import forward_process_loss
 from reelign.stages.rlhf import RlhfConfig, Trainer, training_sampler
+from reelign.stages.rollout import steps_of
 from reelign.train.ledger import Ledger
 from reelign.train.loop import Interrupt
 from reelign.train.parallel import World
@@ -225,6 +226,32 @@ def test_an_update_of_ours_costs_a_fraction_of_one_over_all_steps(tmp_path):
     flow = trainer(tmp_path / "b", group_size=8, micro_batch=16, algorithm={"preset": "flow-grpo"}).one_update()["nfe"]
     assert flow == 2 * 2 * 8 * (4 + 3)
     assert ours < flow / 2
+
+
+def test_groups_that_branch_early_are_sampled_first_and_each_keeps_its_own_scores(tmp_path):
+    taught = trainer(tmp_path, prompts_per_update=8, group_size=2, micro_batch=4)
+    rows = [row for chunk in taught.chunks() for row in chunk]
+    steps = steps_of(rows, taught.algorithm, taught.sampler, 0, 0).int().argmax(1).tolist()
+    assert steps == sorted(steps)
+    assert len(set(steps)) > 1
+    assert sorted(place.position for place, _ in rows) == list(range(8))
+    assert [place.position for place, _ in rows] != list(range(8))
+    scored, learned = [], []
+    judged, lesson = taught.rewards, taught.learn
+
+    def rewards(clips):
+        scored.extend(clip.id for clip in clips)
+        return judged(clips)
+
+    def learn(rollouts, advantages):
+        learned.extend(torch.cat([found.latents for found in rollouts]))
+        return lesson(rollouts, advantages)
+
+    rewards.weights = judged.weights
+    taught.rewards, taught.learn = rewards, learn
+    taught.one_update()
+    assert [int(name.split("#")[1].split(".")[0]) for name in scored[::2]] == [place.position for place, _ in rows]
+    assert len(learned) == len(scored) == 16
 
 
 def test_only_the_best_and_worst_are_learned_from(tmp_path):

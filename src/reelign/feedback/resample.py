@@ -3,7 +3,7 @@
 It is that of `evaluate/statistics.py`, with one precaution. Votes are bounded, and their mean may lie near a bound:
 where one model nearly always wins, no resample holds the losses that happened not to be seen, and an interval of 95 %
 covers less than 90 %. As for shares of single votes (Agresti & Coull 1998; Bonett & Price 2012 for the difference of
-two), pretended data at the bounds repair it: half a prompt of the worst votes and half a prompt of the best are drawn
+two), pretended data at the bounds repair it: a quarter of a prompt of the worst votes and one of the best are drawn
 along with the others. `benchmarks/vote_statistics.py` measures the coverage with and without them. The estimate itself
 is never moved.
 """
@@ -17,7 +17,7 @@ import numpy as np
 from reelign.evaluate.statistics import Interval, expanded_tail
 
 RESAMPLES = 2000
-PRETENDED = 0.5
+PRETENDED = 0.25
 """Prompts of mean size at each bound."""
 
 
