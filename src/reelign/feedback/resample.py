@@ -2,7 +2,7 @@
 
 It is that of `evaluate/statistics.py`, with one precaution. Votes are bounded, and their mean may lie near a bound:
 where one model nearly always wins, no resample holds the losses that happened not to be seen, and an interval of 95 %
-covers less than 90 %. As for shares of single votes (Agresti & Coull 1998; Bonett & Price 2012 for the difference of
+covers too little. As for shares of single votes (Agresti & Coull 1998; Bonett & Price 2012 for the difference of
 two), pretended data at the bounds repair it: a quarter of a prompt of the worst votes and one of the best are drawn
 along with the others. `benchmarks/vote_statistics.py` measures the coverage with and without them. The estimate itself
 is never moved.
