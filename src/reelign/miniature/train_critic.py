@@ -26,6 +26,7 @@ TREMOR = 0.5
 ASTRAY, STRAYING = 0.25, (2.0, 14.0)
 """Share of tracks that wander at random, and their extent in pixels: models draw what is no motion of the world."""
 RIDGE = 0.1
+"""What keeps the additions of values that come together from growing against each other."""
 STANDARD = 4096
 """Lessons over which opinions are standardised."""
 
