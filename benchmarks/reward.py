@@ -261,15 +261,14 @@ def fewer(found: dict[str, list[dict[str, Any]]], count: int, axes: Sequence[str
     def share(how: str, votes: int) -> float:
         return float(np.mean([row["axes"][a]["ratio"] for row in found[how] if row["votes"] == votes for a in axes]))
 
-    due, before = share("random", count), None
-    for votes in counts_of(found["active"]):
-        there = share("active", votes)
-        if there >= due:
-            part = 1.0 if before is None else (due - before[1]) / (there - before[1])
-            need = votes if before is None else before[0] + part * (votes - before[0])
-            return f"{need:,.0f} ({1 - need / count:.0%})"
-        before = (votes, there)
-    return "not reached"
+    due, votes = share("random", count), counts_of(found["active"])
+    shares = [share("active", number) for number in votes]
+    there = next((place for place, value in enumerate(shares) if value >= due), None)
+    if there is None:
+        return "not reached"
+    around = slice(max(0, there - 1), there + 1)
+    need = float(np.interp(due, shares[around], votes[around]))
+    return f"{need:,.0f} ({1 - need / count:.0%})"
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ import torch
 
 from reelign.errors import ReelignError
 from reelign.miniature.captions import full_prompt, user_prompt
-from reelign.miniature.critic import FOLLOWED, LEAST_WAY, NAMES, fit, load_critic, spoken_words
+from reelign.miniature.critic import FOLLOWED, LEAST_WAY, NAMES, fit, load_critic, read_pixels, spoken_words
 from reelign.miniature.eye import EYE, words_of
 from reelign.miniature.render import render, spoiled
-from reelign.miniature.signals import BOUND, read
+from reelign.miniature.signals import BOUND
 from reelign.miniature.signals import NAMES as SIGNALS
 from reelign.miniature.world import FRAMES, MOTIONS, SIDE, SPEEDS, TRAVEL, VALUES, scenes
 from reelign.models.load import load_model
@@ -29,16 +29,10 @@ def model():
     return load_model("miniature", device="cpu")
 
 
-def tracks_of(videos) -> torch.Tensor:
-    return torch.from_numpy(np.stack([read(video).track for video in videos])).float()
-
-
 @torch.no_grad()
 def said(critic, model, videos, texts) -> dict[str, np.ndarray]:
     latents = model.encode_video(torch.from_numpy(np.stack(videos)))
-    measures = torch.from_numpy(np.stack([read(video).signals for video in videos]))
-    words = words_of(model.encode_text(texts))
-    opinions = critic(latents, words, spoken_words(texts), tracks_of(videos), measures)
+    opinions = critic(latents, words_of(model.encode_text(texts)), spoken_words(texts), *read_pixels(videos))
     return dict(zip(NAMES, opinions.T.numpy(), strict=True))
 
 
@@ -57,7 +51,7 @@ def test_it_hears_every_attribute_of_captions_of_held_out_scenes(critic, style):
 def test_it_follows_the_tracks_of_held_out_scenes_though_they_tremble(critic):
     shown = HELD_OUT[::6]
     videos = [spoiled(scene, np.random.default_rng(n), {"jerk": 0.4})[0] for n, scene in enumerate(shown)]
-    found, _ = critic.followed(tracks_of(videos))
+    found, _ = critic.followed(read_pixels(videos)[0])
     motions = [MOTIONS[place] == scene.motion for place, scene in zip(found["motion"].argmax(-1), shown, strict=True)]
     speeds = [
         SPEEDS[place] == scene.speed
@@ -116,7 +110,7 @@ def test_what_moves_as_nothing_in_the_world_does_is_astray(critic):
     videos = [spoiled(scene, np.random.default_rng(n), {"jerk": 0.3})[0] for n, scene in enumerate(shown)]
     strays = [
         (one > torch.logsumexp(named["motion"], 1, keepdim=True)).float().mean().item()
-        for named, one in map(critic.followed, (walks, tracks_of(videos)))
+        for named, one in map(critic.followed, (walks, read_pixels(videos)[0]))
     ]
     assert strays[0] > 0.7  # some walks go straight
     assert strays[1] < 0.1
@@ -130,9 +124,7 @@ def test_held_against_a_clean_clip_that_shows_the_same_contrast_tells_more(criti
         [spoiled(scene, np.random.default_rng(n), strengths)[0] for n, scene in enumerate(shown)]
         for strengths in ({}, {"low contrast": 0.6})
     )
-    pixels = [
-        np.array([read(video).signals[SIGNALS.index("contrast")] for video in videos]) for videos in (clean, faulty)
-    ]
+    pixels = [read_pixels(videos)[1][:, SIGNALS.index("contrast")].numpy() for videos in (clean, faulty)]
     beyond = [said(critic, model, videos, texts)["contrast beyond what is due"] for videos in (clean, faulty)]
     assert apart(*beyond) > 1.2 * apart(*pixels)
 

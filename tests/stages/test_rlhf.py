@@ -5,6 +5,7 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,7 +22,7 @@ from reelign.stages.algorithm import Algorithm
 from reelign.stages.context import StageContext
 from reelign.stages.objectives import forward_process_loss
 from reelign.stages.rlhf import RlhfConfig, Trainer, training_sampler
-from reelign.stages.rollout import steps_of
+from reelign.stages.rollout import roll_out, steps_of
 from reelign.train.ledger import Ledger
 from reelign.train.loop import Interrupt
 from reelign.train.parallel import World
@@ -236,22 +237,28 @@ def test_groups_that_branch_early_are_sampled_first_and_each_keeps_its_own_score
     assert len(set(steps)) > 1
     assert sorted(place.position for place, _ in rows) == list(range(8))
     assert [place.position for place, _ in rows] != list(range(8))
-    scored, learned = [], []
-    judged, lesson = taught.rewards, taught.learn
+    judged, lesson, learned = taught.rewards, taught.learn, {}
 
     def rewards(clips):
-        scored.extend(clip.id for clip in clips)
-        return judged(clips)
+        """The second clip of each group is the better one, by more the later its prompt comes."""
+        places = [tuple(map(int, clip.id.split("#")[1].split("."))) for clip in clips]
+        return dict.fromkeys(judged.weights, np.array([float(clip * (1 + position)) for position, clip in places]))
 
     def learn(rollouts, advantages):
-        learned.extend(torch.cat([found.latents for found in rollouts]))
+        learned["latents"] = torch.cat([found.latents for found in rollouts])
+        learned["advantages"] = advantages.unflatten(0, (-1, 2))
+        for row, own in zip(rows, learned["latents"].unflatten(0, (-1, 2)), strict=True):
+            alone = roll_out(taught.model, [row], 2, taught.algorithm, taught.sampler, taught.context.battery, 0, 0)
+            assert torch.allclose(alone.latents, own, atol=1e-3)
         return lesson(rollouts, advantages)
 
     rewards.weights = judged.weights
     taught.rewards, taught.learn = rewards, learn
+    taught.algorithm = taught.algorithm.model_copy(update={"denominator": "batch", "advantage_bound": 100.0})
     taught.one_update()
-    assert [int(name.split("#")[1].split(".")[0]) for name in scored[::2]] == [place.position for place, _ in rows]
-    assert len(learned) == len(scored) == 16
+    better = learned["advantages"][:, 1] - learned["advantages"][:, 0]
+    due = torch.tensor([1.0 + place.position for place, _ in rows])
+    assert torch.allclose(better.float() / due, (better[0] / due[0]).float().expand(8), rtol=1e-3)
 
 
 def test_only_the_best_and_worst_are_learned_from(tmp_path):

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -161,6 +162,13 @@ def spoken_words(texts: Sequence[str]) -> Tensor:
             if word in known:
                 row[known[word]] += 1
     return counts
+
+
+def read_pixels(videos: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """What the pixels of clips, uint8 (T, H, W, 3), say (`signals.Reading`): tracks (B, T, 2), measures (B, S)."""
+    found = [signals.read(video) for video in videos]
+    tracks, measures = (np.stack(values) for values in zip(*((one.track, one.signals) for one in found), strict=True))
+    return torch.from_numpy(tracks).float(), torch.from_numpy(measures)
 
 
 def fit(shown: Tensor, asked: Tensor) -> Tensor:

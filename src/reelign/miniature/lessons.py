@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from reelign.miniature.captions import Prompt, full_prompt, user_prompt
-from reelign.miniature.critic import spoken_words
+from reelign.miniature.critic import read_pixels, spoken_words
 from reelign.miniature.eye import words_of
 from reelign.miniature.render import DEFECTS, spoiled
-from reelign.miniature.signals import read
 from reelign.miniature.world import SIDE, VALUES, scenes
 from reelign.models.base import VideoModel
 
@@ -87,13 +86,8 @@ def _some(model: VideoModel, numbers: range) -> tuple[Tensor, ...]:
         torch.tensor(defects).float(),
         torch.tensor(np.stack(places)).float(),
         torch.tensor(looks),
-        *(torch.from_numpy(np.stack(values)).float() for values in zip(*map(_pixels, frames), strict=True)),
+        *read_pixels(frames),
     )
-
-
-def _pixels(video: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    found = read(video)
-    return found.track, found.signals
 
 
 def _asked(prompt: Prompt) -> list[int]:

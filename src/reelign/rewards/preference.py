@@ -51,9 +51,11 @@ class PreferenceNetwork(nn.Module, ABC):
     def features(self, seen: Sequence[dict[str, Tensor]]) -> Tensor:
         """Of what `read` gave: what the linear head of each axis reads, float32 (B, axes, F)."""
 
-    def settle(self, apart: Tensor) -> None:
+    def settle(self, apart: Tensor) -> Tensor:
         """Once, before it learns: how far the features of the clips of some pairs are apart, (N, axes, F). A network
-        whose features have no common unit takes one from it, so that the prior of the heads means the same for all."""
+        whose features have no common unit takes one from it, so that the prior of the heads means the same for all.
+        Returns how far they are apart from then on."""
+        return apart
 
     @abstractmethod
     def head_weights(self) -> Tensor:

@@ -69,9 +69,7 @@ class VideoNetwork(PreferenceNetwork):
         latents = self._model.encode_video(torch.from_numpy(np.stack([clip.frames for clip in clips])))
         prompts = [clip.prompt for clip in clips]
         words, spoken = words_of(self._model.encode_text(prompts)), critic.spoken_words(prompts)
-        pixels = [signals.read(clip.frames) for clip in clips]
-        tracks = torch.from_numpy(np.stack([found.track for found in pixels])).float()
-        measures = torch.from_numpy(np.stack([found.signals for found in pixels]))
+        tracks, measures = critic.read_pixels([clip.frames for clip in clips])
         opinions = self._critic[0](latents, words, spoken, tracks, measures)
         return [{"said": said} for said in torch.cat([opinions, measures], -1)]
 
@@ -81,9 +79,10 @@ class VideoNetwork(PreferenceNetwork):
         return said[:, None].expand(-1, len(self.axes), -1)
 
     @torch.no_grad()
-    def settle(self, apart: Tensor) -> None:
+    def settle(self, apart: Tensor) -> Tensor:
         """The unit of a feature is its usual difference."""
         self.unit.copy_(apart[:, 0].square().mean(0).sqrt().clamp(min=LEAST_UNIT))
+        return apart / self.unit.to(apart)
 
     def head_weights(self) -> Tensor:
         """(axes, FEATURES)."""

@@ -116,8 +116,8 @@ class RewardTrainer(Updates):
         self.learned = dict(learned)
         shown = [(ballot.a, ballot.b) for ballot in self.ballots["training"][:PAIRS_OF_PRIOR]]
         self.ema = Ema(learned, config.ema_decay)
-        self.network.settle(self.apart(shown)[0])
-        self.prior = prior_precision(self.apart(shown)[0].transpose(0, 1)).float().to(context.world.device)
+        apart = self.network.settle(self.apart(shown)[0])
+        self.prior = prior_precision(apart.transpose(0, 1)).float().to(context.world.device)
         self.taught = sum(ballot.count for ballot in self.ballots["training"])
         self.optimizer = Optimizer(learned, config.optim, total_steps=config.updates)
         self.best, self.since_best = float("-inf"), 0
