@@ -15,8 +15,19 @@ if TYPE_CHECKING:
 settings.register_profile("reelign", derandomize=True, deadline=None)
 settings.load_profile("reelign")
 LEFT_OUT = pytest.StashKey[int]()
-LONGEST = ("test_distill.py", "test_rlhf.py", "test_wan_recipes.py", "test_sft.py", "test_benchmarks.py", "test_dpo.py")
+LONGEST = (
+    "test_distill.py",
+    "test_rlhf.py",
+    "test_wan_recipes.py",
+    "test_page.py",
+    "test_benchmarks.py",
+    "test_dpo.py",
+    "test_sft.py",
+    "test_enhance.py",
+    "test_cli_judge.py",
+)
 """Files that take minutes. They begin first: one that begins last keeps all processes but its own waiting."""
+MOST_PROCESSES = 8
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +40,12 @@ def chromium() -> "Iterator[Browser]":
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
         yield browser
         browser.close()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than cores: a test that waits for a browser or a server leaves its core to another."""
+    return min(MOST_PROCESSES, len(os.sched_getaffinity(0)) + 1)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -9,6 +9,7 @@ from reelign.miniature import train_critic, train_eye
 from reelign.miniature.captions import full_prompt, user_prompt
 from reelign.miniature.critic import WEIGHTS, load_critic
 from reelign.miniature.eye import Sight, load_eye, words_of
+from reelign.miniature.lessons import AT_ONCE
 from reelign.miniature.render import DEFECTS, defective, render, spoiled
 from reelign.miniature.world import FRAMES, SIDE, scenes
 from reelign.models.load import load_model
@@ -84,10 +85,16 @@ def test_what_it_says_of_a_clip_does_not_depend_on_the_others(eye, model):
             assert torch.allclose(alone.looks[name][0], logits[number], atol=1e-3)
 
 
-def test_it_can_be_trained_again_from_the_shipped_denoiser_to_the_same_weights(tmp_path, monkeypatch):
-    for name, value in (("CLIPS", 8 * 64), ("BATCH", 8), ("STEPS", 2)):
+@pytest.fixture
+def small(monkeypatch):
+    """Two steps on two handfuls of lessons, and one scene in twenty for what is usual."""
+    for name, value in (("CLIPS", 2 * AT_ONCE), ("BATCH", 8), ("STEPS", 2)):
         monkeypatch.setattr(train_eye, name, value)
     monkeypatch.setattr(train_critic, "STEPS", 2)
+    monkeypatch.setattr(train_critic, "scenes", lambda held_out: scenes(held_out=held_out)[::20])
+
+
+def test_it_can_be_trained_again_from_the_shipped_denoiser_to_the_same_weights(tmp_path, small):
     one, two = (load_critic(train_eye.train_eye(tmp_path / name)).state_dict() for name in ("one", "two"))
     assert all(torch.equal(two[name], value) for name, value in one.items())
     start = load_model("miniature", device="cpu").denoisers()["transformer"].state_dict()
@@ -95,10 +102,7 @@ def test_it_can_be_trained_again_from_the_shipped_denoiser_to_the_same_weights(t
     assert not torch.equal(one[f"eye.denoiser.{name}"], start[name].half().float())
 
 
-def test_training_that_ended_between_the_eye_and_the_critic_goes_on_with_the_critic(tmp_path, monkeypatch):
-    for name, value in (("CLIPS", 8 * 64), ("BATCH", 8), ("STEPS", 1)):
-        monkeypatch.setattr(train_eye, name, value)
-    monkeypatch.setattr(train_critic, "STEPS", 1)
+def test_training_that_ended_between_the_eye_and_the_critic_goes_on_with_the_critic(tmp_path, small):
     folder = train_eye.train_eye(tmp_path)
     whole, written = load_critic(folder).state_dict(), (folder / "eye.safetensors").stat().st_mtime_ns
     (folder / WEIGHTS).unlink()

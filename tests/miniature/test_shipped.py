@@ -54,16 +54,16 @@ def test_training_from_nothing_resumes_to_the_same_bits(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "CODEC_STEPS", 4)
     monkeypatch.setattr(module, "CODEC_BATCH", 4)
     monkeypatch.setattr(module, "PAIRS", 64)
-    monkeypatch.setattr(module, "BATCH", 8)
-    monkeypatch.setattr(module, "COMMON_STEPS", 2)
-    monkeypatch.setattr(module, "DENOISER_STEPS", {"base": 6, "capacity": 4})
+    monkeypatch.setattr(module, "BATCH", 4)
+    monkeypatch.setattr(module, "COMMON_STEPS", 1)
+    monkeypatch.setattr(module, "DENOISER_STEPS", {"base": 4, "capacity": 4})
     monkeypatch.setattr(module, "SAVE_EVERY", 2)
 
     class Stopped(Exception):
         pass
 
     def stop(part: str, step: int, steps: int, loss: float) -> None:
-        if part == "base" and step == 5:
+        if part == "base" and step == 3:
             raise Stopped
 
     whole = train(tmp_path / "whole", ("base",))
