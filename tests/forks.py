@@ -138,6 +138,11 @@ class Fork:
             time.sleep(0.005)
         os.kill(self._process.pid or 0, number)
 
+    def kill_when(self, ready: Callable[[], bool]) -> None:
+        """kill -9 as soon as `ready`: in the middle of the work, or when all has been done that a test looks at."""
+        self.signal_when(ready, signal.SIGKILL)
+        self.end(-signal.SIGKILL)
+
 
 def started(target: Callable[..., None], *arguments: object) -> BaseProcess:
     """A fork that runs `target(*arguments)`. The first one starts the server, in this environment."""

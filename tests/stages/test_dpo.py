@@ -111,17 +111,17 @@ def test_the_artifact_is_a_model_that_moves_otherwise_than_its_parent(votes, tmp
     assert not torch.equal(found, was)
 
 
-@pytest.mark.parametrize("update", [1, 2])
-def test_o_a_killed_training_ends_in_the_same_bits(one_rank, listed, tmp_path, update):
-    (process,) = start(tmp_path, listed, **FULL)
-    log, until = tmp_path / "dpo" / "metrics.jsonl", time.monotonic() + 120
-    while not (log.exists() and f'{{"step": {update}, "loss"' in log.read_text()):
-        assert process.is_alive()
-        assert time.monotonic() < until
-        time.sleep(0.005)
-    os.kill(process.pid or 0, signal.SIGKILL)
-    process.join(60)
-    assert not (tmp_path / "dpo" / "model").exists()
+def test_o_a_training_that_is_killed_twice_ends_in_the_same_bits(one_rank, listed, tmp_path):
+    log = tmp_path / "dpo" / "metrics.jsonl"
+    for update in (1, 2):
+        (process,), until = start(tmp_path, listed, **FULL), time.monotonic() + 120
+        while not (log.exists() and f'{{"step": {update}, "loss"' in log.read_text()):
+            assert process.is_alive()
+            assert time.monotonic() < until
+            time.sleep(0.005)
+        os.kill(process.pid or 0, signal.SIGKILL)
+        process.join(60)
+        assert not (tmp_path / "dpo" / "model").exists()
     shuffled = read_votes(listed)
     random.Random(0).shuffle(shuffled)
     run_dpo(context(tmp_path), config(**FULL), shuffled)
