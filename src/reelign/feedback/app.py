@@ -189,18 +189,18 @@ def application(study: Study, rater: Rate = RATER, stranger: Rate = STRANGER) ->
         return _page(study.settings.title)
 
     @app.get("/api/info", responses=PROBLEMS)
-    def info(request: Request, _: Rater) -> Progress:
-        done, total = ballot.progress(request.state.rater)
+    async def info(request: Request, _: Rater) -> Progress:
+        done, total = await run_in_threadpool(ballot.progress, request.state.rater)
         return Progress(title=study.settings.title, done=done, total=total)
 
     @app.get("/api/next", responses=PROBLEMS, response_model_exclude_unset=True)
-    def following(request: Request, _: Rater) -> Open | Finished:
-        return told(ballot.place(request.state.rater))
+    async def following(request: Request, _: Rater) -> Open | Finished:
+        return told(await run_in_threadpool(ballot.place, request.state.rater))
 
     @app.post(
         "/api/vote", response_model=Open | Finished, responses=WRITING | MISPLACED, response_model_exclude_unset=True
     )
-    def vote(request: Request, _: Rater, answer: Answer) -> Any:
+    async def vote(request: Request, _: Rater, answer: Answer) -> Any:
         if missing := [axis for axis in axes if axis not in answer.votes]:
             return failed(422, f"votes: {', '.join(missing)} is missing.")
         if more := [axis for axis in answer.votes if axis not in axes]:
@@ -208,15 +208,16 @@ def application(study: Study, rater: Rate = RATER, stranger: Rate = STRANGER) ->
         client = "".join(letter for letter in answer.client if letter.isprintable())
         seconds = min(answer.seconds, LONGEST)
         try:
-            return told(ballot.vote(request.state.rater, answer.showing, answer.votes, seconds, client))
+            said = answer.showing, answer.votes, seconds, client
+            return told(await run_in_threadpool(ballot.vote, request.state.rater, *said))
         except UnknownShowing as error:
             return failed(404, str(error))
         except Conflict as error:
             return failed(409, str(error))
 
     @app.post("/api/undo", responses=WRITING, response_model_exclude_unset=True)
-    def undo(request: Request, _: Rater, back: TakeBack) -> Open | Finished:
-        return told(ballot.undo(request.state.rater, back.showing))
+    async def undo(request: Request, _: Rater, back: TakeBack) -> Open | Finished:
+        return told(await run_in_threadpool(ballot.undo, request.state.rater, back.showing))
 
     @app.get("/clip/{name}", include_in_schema=False)
     async def clip(name: str) -> Response:
