@@ -15,7 +15,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -162,23 +162,7 @@ def application(study: Study, rater: Rate = RATER, stranger: Rate = STRANGER) ->
     app.add_middleware(Door, known=study.store.rater, rater=rater, stranger=stranger)
     _say_problems(app)
     axes = list(study.settings.axes)
-
-    def told(place: Place) -> Open | Finished:
-        said: dict[str, Any] = {"done": place.done, "total": place.total, "can_undo": place.done > 0}
-        if place.showing is None:
-            return Finished(showing=None, **said)
-        if place.earlier:
-            said["votes"] = place.earlier
-        return Open(
-            showing=place.showing,
-            prompt=place.prompt,
-            left=names.of(place.showing, "left"),
-            right=names.of(place.showing, "right"),
-            fps=place.fps,
-            frames=place.frames,
-            axes=axes,
-            **said,
-        )
+    told = partial(_told, axes=axes, names=names)
 
     @app.get("/health", include_in_schema=False)
     async def health() -> dict[str, str]:
@@ -266,6 +250,25 @@ class ClipResponse(FileResponse):
 
     def _should_use_range(self, http_if_range: str) -> bool:
         return http_if_range == self.headers["etag"]
+
+
+def _told(place: Place, axes: list[Axis], names: Names) -> Open | Finished:
+    """Where a rater is, as the page is told."""
+    said: dict[str, Any] = {"done": place.done, "total": place.total, "can_undo": place.done > 0}
+    if place.showing is None:
+        return Finished(showing=None, **said)
+    if place.earlier:
+        said["votes"] = place.earlier
+    return Open(
+        showing=place.showing,
+        prompt=place.prompt,
+        left=names.of(place.showing, "left"),
+        right=names.of(place.showing, "right"),
+        fps=place.fps,
+        frames=place.frames,
+        axes=axes,
+        **said,
+    )
 
 
 def _page(title: str) -> HTMLResponse:
