@@ -240,23 +240,6 @@ def test_a_whole_run_is_counted():
     assert found["self_forcing"].judged == math.ceil(3 * 3 * (2 + 4 / 5))
 
 
-def test_a_student_of_all_frames_with_steps_of_its_own_is_counted_and_said():
-    """Left after 2.5 of 4 steps in the mean; the trajectories are its own, whatever levels the causal student takes."""
-    planned, before = recipe("distill.few_step.steps=4"), recipe()
-    assert planned.distill is not None
-    assert before.distill is not None
-    model = load_model(MINIATURE, device="cpu")
-    found, same = count(planned, planned.distill, model), count(before, before.distill, model)
-    assert found["few_step"].forward == 4 * 4 * (3 * 2.5 + 2 + 1 + 2)
-    assert found["few_step"].judged == 3 * 3 * 4 + 3 * 4 * 2
-    assert found["initialise"].forward == 3 * round(4 * (1 + 4 / 5)) + 6 * 4
-    assert found["self_forcing"] == same["self_forcing"]
-    assert findings("distill.few_step.steps=4")["distill.steps"].sentence == (
-        "the student takes 2 steps at the levels 1.000, 0.750, "
-        "the one that sees all frames 4 steps at the levels 1.000, 0.900, 0.750, 0.501."
-    )
-
-
 @pytest.mark.parametrize("window", ["null", "3"])
 def test_memory_holds_two_training_states_and_every_block_of_the_past_once(window):
     planned = recipe(f"distill.causal={{block: 1, window: {window}}}")

@@ -101,16 +101,9 @@ def _teacher(recipe: Recipe, config: DistillConfig, model: VideoModel) -> tuple[
 
 
 def _steps(config: DistillConfig) -> str:
-    """The student's grid, and of the one that sees all frames where it has its own."""
-
-    def said(part: str) -> str:
-        sampler = config.sampler(part)
-        levels = ", ".join(f"{float(level):.3f}" for level in sampler.grid[:-1])
-        return f"{sampler.steps} steps at the levels {levels}"
-
-    *_, last = config.parts
-    few = "" if said("few_step") == said(last) else f", the one that sees all frames {said('few_step')}"
-    return f"the student takes {said(last)}{few}."
+    """The student's grid."""
+    levels = ", ".join(f"{float(level):.3f}" for level in config.sampler.grid[:-1])
+    return f"the student takes {config.steps} steps at the levels {levels}."
 
 
 def _causal(recipe: Recipe, causal: CausalConfig, model: VideoModel) -> str:

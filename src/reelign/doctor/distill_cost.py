@@ -59,7 +59,7 @@ def count(recipe: Recipe, config: DistillConfig, model: VideoModel) -> dict[str,
             update = initialised(config.causal, part, frames)
             forward = part.updates * update.forward + part.trajectories * way(recipe, config)
             backward = part.updates * update.backward
-        made = clip_evaluations(config.sampler(name), config.causal if causal else None, frames)
+        made = clip_evaluations(config.sampler, config.causal if causal else None, frames)
         judged = math.ceil(looks * battery.validation_count * made)
         found[name] = Spent(forward, backward, judged)
     first = next(iter(found))
@@ -71,7 +71,7 @@ def count(recipe: Recipe, config: DistillConfig, model: VideoModel) -> dict[str,
 def matched(config: DistillConfig, part: MatchConfig, causal: bool, guidance: float) -> Spent:
     """One update of a matching part, in the mean over the steps at which clips are left."""
     turns = part.critic_updates + 1
-    made = turns * ((config.sampler("self_forcing" if causal else "few_step").steps + 1) / 2 + causal)
+    made = turns * ((config.steps + 1) / 2 + causal)
     scored = part.critic_updates + 1 + (1 if guidance == 1 else 2)
     return Spent(round(part.batch_size * (made + scored)), part.batch_size * turns, 0)
 
@@ -85,5 +85,5 @@ def way(recipe: Recipe, config: DistillConfig) -> int:
     """Evaluations of one trajectory that first weights are fitted to."""
     assert config.initialise is not None
     if config.initialise.teacher == "few_step":
-        return config.sampler("few_step").steps
+        return config.steps
     return config.steps * BETWEEN * (1 if config.guidance(recipe.sampler).guidance_scale == 1 else 2)

@@ -1,8 +1,8 @@
 """The first weights of a causal student: regression on the way of clips from noise to data (arXiv 2412.07772).
 
-A teacher makes clips, and the latents at the noise levels of the student's grid are kept on disk. The student sees each
-block of a clip at a level of its own, and the blocks before it clean, as it will in a rollout, and predicts the clip at
-the end:  | x0_student(x_level | past) - x_end |^2.
+A teacher makes clips, and the latents that it meets at the noise levels of the student's grid are kept on disk. The
+student sees each block of a clip at a level of its own, and the blocks before it clean, as it will in a rollout, and
+predicts the clip at the end:  | x0_student(x_level | past) - x_end |^2.
 
 The teacher decides what the student can learn. The end of its ODE follows from all frames, and a student that does not
 see the later ones predicts a mean, which is blurred (arXiv 2602.02214). A few-step student draws fresh noise on the
@@ -27,7 +27,7 @@ from reelign.flow.step import ode_step
 from reelign.models.base import Conditions, VideoModel, take
 from reelign.models.causal import CausalConfig
 from reelign.sampling.noise import generator, initial_noise
-from reelign.sampling.sample import SampleConfig, guided_velocity, in_slices, own_sampler, renoised
+from reelign.sampling.sample import SampleConfig, guided_velocity, in_slices, renoised
 from reelign.stages.asked import drawn
 from reelign.stages.context import StageContext
 from reelign.stages.distill_recipe import DistillConfig, InitialiseConfig
@@ -42,7 +42,7 @@ class Trajectories:
     half precision; the last state is the clip. What is there is not made again."""
 
     def __init__(self, folder: Path, maker: VideoModel, sampler: SampleConfig, guidance: SampleConfig | None) -> None:
-        """Trajectories of `maker`, of its own few steps or with `guidance` of its ODE, at the levels of `sampler`."""
+        """Trajectories of `maker`: of its own few steps, or with `guidance` of its ODE."""
         self.folder, self.maker, self.sampler, self.guidance = folder, maker, sampler, guidance
 
     def make(self, prompts: list[ListedPrompt], config: InitialiseConfig, context: StageContext) -> None:
@@ -72,35 +72,23 @@ class Trajectories:
     @torch.no_grad()
     def states(self, conditions: Conditions, noise: Tensor) -> tuple[Tensor, int]:
         """(B, steps + 1, C, F, h, w) at the levels of the student's grid, and the network evaluations."""
-        made, nfe = self._few(conditions, noise) if self.guidance is None else self._ode(conditions, noise)
-        return torch.stack([noise, *made], 1), nfe
-
-    def _few(self, conditions: Conditions, noise: Tensor) -> tuple[list[Tensor], int]:
-        """Of a few-step student, whose grid may be finer: at each level, under fresh noise, what it predicted last
-        above that level."""
-        sampler = own_sampler(self.maker)
-        assert sampler is not None
-        x, found = noise, []
-        for index, (level, after) in enumerate(itertools.pairwise(sampler.grid.tolist())):
-            levels = x.new_full((len(x),), level)
-            clean = to_x0(x, self.maker.velocity(x, levels, conditions), levels)
-            met = [wanted for wanted in self.sampler.grid.tolist()[1:] if after <= wanted < level]
-            found += [renoised(clean, noise, wanted, index) for wanted in met]
-            x = renoised(clean, noise, after, index)
-        return found, sampler.steps * len(noise)
-
-    def _ode(self, conditions: Conditions, noise: Tensor) -> tuple[list[Tensor], int]:
-        """Of the teacher's ODE."""
-        assert self.guidance is not None
-        away = self.maker.encode_text([self.guidance.negative_prompt] * len(noise))
-        x, found, nfe = noise, [], 0
-        for level, below in itertools.pairwise(self.sampler.grid.tolist()):
-            for start, end in itertools.pairwise(torch.linspace(level, below, BETWEEN + 1)):
-                levels, after = (x.new_full((len(x),), float(way)) for way in (start, end))
-                velocity, spent = guided_velocity(self.maker, x, levels, conditions, self.guidance, away)
-                x, nfe = ode_step(x, velocity, levels, after), nfe + spent * len(x)
+        grid, x, found, nfe = self.sampler.grid, noise, [noise], 0
+        away = None
+        if self.guidance is not None:
+            away = self.maker.encode_text([self.guidance.negative_prompt] * len(noise))
+        for index in range(self.sampler.steps):
+            if self.guidance is None:
+                levels = x.new_full((len(x),), float(grid[index]))
+                clean = to_x0(x, self.maker.velocity(x, levels, conditions), levels)
+                x, nfe = renoised(clean, noise, float(grid[index + 1]), index), nfe + len(x)
+            else:
+                way = torch.linspace(float(grid[index]), float(grid[index + 1]), BETWEEN + 1)
+                for start, end in itertools.pairwise(way):
+                    levels, after = (x.new_full((len(x),), float(level)) for level in (start, end))
+                    velocity, spent = guided_velocity(self.maker, x, levels, conditions, self.guidance, away)
+                    x, nfe = ode_step(x, velocity, levels, after), nfe + spent * len(x)
             found.append(x)
-        return found, nfe
+        return torch.stack(found, 1), nfe
 
     def read(self, positions: list[int]) -> Tensor:
         """The states of some trajectories, float32 (B, steps + 1, C, F, h, w)."""

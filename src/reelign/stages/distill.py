@@ -129,7 +129,7 @@ def student_of(base: VideoModel, started: str, config: DistillConfig, causal: bo
         merge_lora(found)
         for name, network in student.denoisers().items():
             network.load_state_dict(found.denoisers()[name].state_dict())
-    student.own_sampler = config.sampler("self_forcing" if causal else "few_step").model_dump(mode="json")
+    student.own_sampler = config.sampler.model_dump(mode="json")
     if causal:
         assert config.causal is not None
         student.make_causal(config.causal)
@@ -141,10 +141,10 @@ def trajectories_of(
 ) -> Trajectories:
     """The trajectories that the first causal weights are fitted to."""
     assert config.initialise is not None
-    folder, sampler = context.folder / "trajectories", config.sampler("initialise")
+    folder = context.folder / "trajectories"
     if config.initialise.teacher == "few_step":
-        return Trajectories(folder, student_of(base, started, config, causal=False), sampler, None)
-    return Trajectories(folder, teacher, sampler, config.guidance(context.sampler))
+        return Trajectories(folder, student_of(base, started, config, causal=False), config.sampler, None)
+    return Trajectories(folder, teacher, config.sampler, config.guidance(context.sampler))
 
 
 class Matching(StudentTraining):

@@ -41,12 +41,6 @@ class MatchConfig(StudentConfig):
     )
 
 
-class FewStepConfig(MatchConfig):
-    """A student that sees all frames."""
-
-    steps: int | None = Field(default=None, ge=1, le=50, description="Its steps; those of the stage by default.")
-
-
 class InitialiseConfig(StudentConfig):
     """The first causal weights: regression on trajectories of a teacher, each block at a level of its own."""
 
@@ -68,7 +62,7 @@ class DistillConfig(BaseModel):
     )
     steps: int = Field(default=4, ge=1, le=50, description="Steps of the student.")
     shift: float = Field(default=5.0, gt=0, description="Shift of the student's grid.")
-    few_step: FewStepConfig | None = Field(default=None, description="A student of few steps that sees all frames.")
+    few_step: MatchConfig | None = Field(default=None, description="A student of few steps that sees all frames.")
     causal: CausalConfig | None = Field(default=None, description="How a causal student sees the past.")
     initialise: InitialiseConfig | None = Field(default=None, description="First weights of a causal student.")
     self_forcing: MatchConfig | None = Field(
@@ -99,7 +93,7 @@ class DistillConfig(BaseModel):
         scale = deployed.guidance_scale if self.guidance_scale is None else self.guidance_scale
         return SampleConfig(guidance_scale=scale, negative_prompt=deployed.negative_prompt)
 
-    def sampler(self, part: str) -> SampleConfig:
-        """How the student of a part is sampled."""
-        own = self.few_step.steps if part == "few_step" and self.few_step is not None else None
-        return SampleConfig(steps=own or self.steps, shift=self.shift, solver="renoise", guidance_scale=1.0)
+    @property
+    def sampler(self) -> SampleConfig:
+        """How the student is sampled."""
+        return SampleConfig(steps=self.steps, shift=self.shift, solver="renoise", guidance_scale=1.0)

@@ -43,7 +43,7 @@ class StudentTraining(Updates):
         super().__init__(context, getattr(recipe, part))
         self.part, self.student, self.teacher, self.prompts = part, student, teacher, prompts
         self.phase, self.doing = f"distill/{part}", f"distill: {part.replace('_', ' ')}"
-        self.sampler, self.chunks = recipe.sampler(part), chunks_of(self.plan, context.world)
+        self.sampler, self.chunks = recipe.sampler, chunks_of(self.plan, context.world)
         self.trainee = Trainee(student, self.plan, self.plan.updates, context)
         self.watch = Watch(f"distill/{part}", student, teacher, context, self.plan.patience, alarms_stop)
 
