@@ -3,10 +3,11 @@
     python benchmarks/distill.py --parents runs/a/sft/model runs/b/sft/model runs/c/sft/model
     python benchmarks/distill.py --parents runs/a/sft/model --ablate
 
-Runs `recipes/miniature-distill.yaml` for each parent (seed 0, 1, ...); with `--ablate` also without parts of the chain,
-for the first parent. A run that is complete is read, not repeated. Everything is judged by the evaluation judge on the
-test prompts, against the parent at its 20 guided steps; beside it stands the parent run with as few evaluations.
-Writes `benchmarks/results/distill.{json,md}` or `distill_ablation.{json,md}`.
+Runs `recipes/miniature-distill.yaml` for each parent (seed 0, 1, ...), and its first part alone with four steps in
+place of three; with `--ablate` also without parts of the chain, for the first parent. A run that is complete is read,
+not repeated. Everything is judged by the evaluation judge on the test prompts, against the parent at its 20 guided
+steps; beside it stands the parent run with as few evaluations. Writes `benchmarks/results/distill.{json,md}` or
+`distill_ablation.{json,md}`.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from tables import AXES, head, interval, line, weakest
 
 RECIPE = Path("recipes/miniature-distill.yaml")
 CHAIN = "few steps, first weights, self-forcing"
+FOUR = "four steps that see all frames, no stream"
 FEWER = 1600
 """Trajectories of the teacher's ODE, which takes ten times the evaluations of the few-step student: a third of the
 recipe's, at more than three times their cost."""
@@ -44,6 +46,7 @@ ABLATIONS = {
     ],
     "self-forcing alone": ["distill.few_step=null", "distill.initialise=null"],
     "the chain, one block of all frames": ["distill.causal.block=5"],
+    FOUR: ["distill.steps=4", "distill.causal=null", "distill.initialise=null", "distill.self_forcing=null"],
 }
 WINDOWS = ((None, 0), (5, 0), (5, 1), (3, 0), (3, 1))
 """(window, sinks) of long rollouts."""
@@ -62,8 +65,10 @@ def main() -> None:
         rows = ablated(arguments.parents[0], arguments.runs)
         text, name = ablation_table(rows), "distill_ablation"
     else:
-        folders = [run(CHAIN, [], seed, parent, arguments.runs) for seed, parent in enumerate(arguments.parents)]
-        rows = [measured(seed, folder) for seed, folder in enumerate(folders)]
+        parents = list(enumerate(arguments.parents))
+        folders = [run(CHAIN, [], seed, parent, arguments.runs) for seed, parent in parents]
+        fours = [run(FOUR, ABLATIONS[FOUR], seed, parent, arguments.runs) for seed, parent in parents]
+        rows = [measured(seed, *both) for seed, both in enumerate(zip(folders, fours, strict=True))]
         text, name = table(rows, together(folders, "base", "distill")), "distill"
     (arguments.out / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     (arguments.out / f"{name}.md").write_text(text, encoding="utf-8")
@@ -78,9 +83,19 @@ def run(way: str, more: list[str], seed: int, parent: str, runs: Path) -> Path:
     return runs / name
 
 
-def measured(seed: int, folder: Path) -> dict[str, Any]:
-    """What the run's report says of it, and how long streams fare in other windows."""
-    stage = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["stages"][-1]
+def judged(folder: Path) -> dict[str, Any]:
+    """What a run's report says of its distillation."""
+    return json.loads((folder / "summary.json").read_text(encoding="utf-8"))["stages"][-1]
+
+
+def student_row(stage: dict[str, Any]) -> dict[str, Any]:
+    """What it says of the student that the run leaves."""
+    return next(row for row in stage["bargain"] if row["name"] == "student")
+
+
+def measured(seed: int, folder: Path, four: Path) -> dict[str, Any]:
+    """What the reports say of the chain and of four steps alone, and how long streams fare in other windows."""
+    stage = judged(folder)
     recipe = load_recipe(folder / "recipe.yaml")
     student = load_model(folder / "distill")
     sampler = own_sampler(student)
@@ -90,9 +105,10 @@ def measured(seed: int, folder: Path) -> dict[str, Any]:
         student.causal.config = student.causal.config.model_copy(update={"window": window, "sinks": sinks})
         found, _ = drift(student, recipe.battery, sampler)
         streams.append({"window": window, "sinks": sinks, **found})
+    teacher, *others = stage["bargain"]
     return {
         "seed": seed,
-        "bargain": stage["bargain"],
+        "bargain": [teacher, student_row(judged(four)) | {"name": FOUR}, *others],
         "retention": stage["retention"],
         "streams": streams,
         "minutes": stage["cost"]["seconds"] / 60,
@@ -105,9 +121,8 @@ def ablated(parent: str, runs: Path) -> list[dict[str, Any]]:
     folders = {way: run(way, more, 0, parent, runs) for way, more in ABLATIONS.items()}
     rows = []
     for way, folder in folders.items():
-        stage = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["stages"][-1]
-        row = next(row for row in stage["bargain"] if row["name"] == "student")
-        rows.append({"way": way, "minutes": stage["cost"]["seconds"] / 60, **row})
+        stage = judged(folder)
+        rows.append({"way": way, "minutes": stage["cost"]["seconds"] / 60, **student_row(stage)})
     chain = folders[CHAIN]
     recipe = load_recipe(chain / "recipe.yaml")
     model = load_model(chain / "distill" / "initialise" / "model")
