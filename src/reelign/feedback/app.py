@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import secrets
+import sys
 from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
@@ -44,6 +45,9 @@ from reelign.feedback.door import AWAY, POLICY, RATER, STRANGER, Door, Rate, fai
 log = logging.getLogger(__name__)
 LONGEST = 86_400.0
 """Seconds that a vote may claim to have taken."""
+SHARE = 5e-5
+"""Seconds that a thread may keep the interpreter while others want it. A vote gives it up at each statement, and
+would by Python's 5 ms wait behind whole requests for clips each time."""
 HERE = Path(__file__).parent
 NAME = re.compile(r"([0-9]{1,9})-(left|right)-([0-9a-f]{32})")
 
@@ -71,9 +75,12 @@ def serve_study(folder: Path, host: str, port: int, ready: Callable[[str], None]
         settings = uvicorn.Config(
             app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=5
         )
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(SHARE)
         try:
             uvicorn.Server(settings).run(sockets=[listener])
         finally:
+            sys.setswitchinterval(before)
             study.store.database.close()
 
 
