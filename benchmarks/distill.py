@@ -3,10 +3,10 @@
     python benchmarks/distill.py --parents runs/a/sft/model runs/b/sft/model runs/c/sft/model
     python benchmarks/distill.py --parents runs/a/sft/model --ablate
 
-Runs `recipes/miniature-distill.yaml` for each parent (seed 0, 1, ...), and its first part alone with four steps in
-place of three; with `--ablate` also without parts of the chain, for the first parent. A run that is complete is read,
-not repeated. Everything is judged by the evaluation judge on the test prompts, against the parent at its 20 guided
-steps; beside it stands the parent run with as few evaluations. Writes `benchmarks/results/distill.{json,md}` or
+Runs `recipes/miniature-distill.yaml` for each parent (seed 0, 1, ...); with `--ablate` for the first parent also
+without parts of the chain, and with one of its choices changed. A run that is complete is read, not repeated.
+Everything is judged by the evaluation judge on the test prompts, against the parent at its 20 guided steps; beside it
+stands the parent run with as few evaluations. Writes `benchmarks/results/distill.{json,md}` or
 `distill_ablation.{json,md}`.
 """
 
@@ -32,7 +32,6 @@ from tables import AXES, head, interval, line, weakest
 
 RECIPE = Path("recipes/miniature-distill.yaml")
 CHAIN = "few steps, first weights, self-forcing"
-FOUR = "four steps that see all frames, no stream"
 FEWER = 1600
 """Trajectories of the teacher's ODE, which takes ten times the evaluations of the few-step student: a third of the
 recipe's, at more than three times their cost."""
@@ -46,7 +45,11 @@ ABLATIONS = {
     ],
     "self-forcing alone": ["distill.few_step=null", "distill.initialise=null"],
     "the chain, one block of all frames": ["distill.causal.block=5"],
-    FOUR: ["distill.steps=4", "distill.causal=null", "distill.initialise=null", "distill.self_forcing=null"],
+    "the chain, finished blocks remembered (4.8 evaluations)": ["distill.causal.memory=finished"],
+    "the chain, scores matched at levels of shift 3": [
+        "distill.few_step.level_shift=3",
+        "distill.self_forcing.level_shift=3",
+    ],
 }
 WINDOWS = ((None, 0), (5, 0), (5, 1), (3, 0), (3, 1))
 """(window, sinks) of long rollouts."""
@@ -56,7 +59,7 @@ def main() -> None:
     """Run, collect, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parents", nargs="+", required=True, help="The teacher of each seed.")
-    parser.add_argument("--ablate", action="store_true", help="Leave out parts of the chain, for the first parent.")
+    parser.add_argument("--ablate", action="store_true", help="Leave out or change parts, for the first parent.")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()
@@ -65,10 +68,8 @@ def main() -> None:
         rows = ablated(arguments.parents[0], arguments.runs)
         text, name = ablation_table(rows), "distill_ablation"
     else:
-        parents = list(enumerate(arguments.parents))
-        folders = [run(CHAIN, [], seed, parent, arguments.runs) for seed, parent in parents]
-        fours = [run(FOUR, ABLATIONS[FOUR], seed, parent, arguments.runs) for seed, parent in parents]
-        rows = [measured(seed, *both) for seed, both in enumerate(zip(folders, fours, strict=True))]
+        folders = [run(CHAIN, [], seed, parent, arguments.runs) for seed, parent in enumerate(arguments.parents)]
+        rows = [measured(seed, folder) for seed, folder in enumerate(folders)]
         text, name = table(rows, together(folders, "base", "distill")), "distill"
     (arguments.out / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     (arguments.out / f"{name}.md").write_text(text, encoding="utf-8")
@@ -93,8 +94,8 @@ def student_row(stage: dict[str, Any]) -> dict[str, Any]:
     return next(row for row in stage["bargain"] if row["name"] == "student")
 
 
-def measured(seed: int, folder: Path, four: Path) -> dict[str, Any]:
-    """What the reports say of the chain and of four steps alone, and how long streams fare in other windows."""
+def measured(seed: int, folder: Path) -> dict[str, Any]:
+    """What the report says of a seed, and how long streams fare in other windows."""
     stage = judged(folder)
     recipe = load_recipe(folder / "recipe.yaml")
     student = load_model(folder / "distill")
@@ -105,10 +106,9 @@ def measured(seed: int, folder: Path, four: Path) -> dict[str, Any]:
         student.causal.config = student.causal.config.model_copy(update={"window": window, "sinks": sinks})
         found, _ = drift(student, recipe.battery, sampler)
         streams.append({"window": window, "sinks": sinks, **found})
-    teacher, *others = stage["bargain"]
     return {
         "seed": seed,
-        "bargain": [teacher, student_row(judged(four)) | {"name": FOUR}, *others],
+        "bargain": stage["bargain"],
         "retention": stage["retention"],
         "streams": streams,
         "minutes": stage["cost"]["seconds"] / 60,

@@ -279,6 +279,29 @@ def test_a_causal_model_makes_block_after_block_each_from_the_clean_ones_before(
     assert found.nfe == math.ceil(2 * (3 * 4 + 2) / 3)  # in clips: four steps of each block, and two blocks remembered
 
 
+def test_what_the_last_step_saw_is_remembered_without_an_evaluation_of_its_own(tmp_path):
+    model = load_model(tiny_wan(tmp_path / "wan"), device="cpu")
+    model.make_causal(CausalConfig(block=2, window=4, memory="last_step"))
+    conditions = model.encode_text(PROMPTS[:2])
+    noise = torch.randn(2, 16, 6, 4, 4, generator=torch.Generator().manual_seed(2))
+    found = sample(model, conditions, noise, FEW)
+    cache, made = KVCache(), []
+    for first in (0, 2, 4):
+        part, x = noise[:, :, first : first + 2], noise[:, :, first : first + 2]
+        for index in range(4):
+            level, following = (float(FEW.grid[k]) for k in (index, index + 1))
+            levels = torch.full((2,), level)
+            with torch.no_grad(), model.causal.seeing(View(cache)):
+                clean = to_x0(x, model.velocity(x, levels, conditions), levels)
+            seen, x = x, (1 - following) * clean + following * noise_after(part, index)
+        made.append(clean)
+        cache = remembered(model, conditions, seen, cache, level=float(FEW.grid[3]))
+    torch.testing.assert_close(found.latents, torch.cat(made, 2), rtol=0, atol=1e-5)
+    assert found.nfe == 2 * 4
+    with pytest.raises(ReelignError, match=r"two steps at least.*nothing but noise"):
+        sample(model, conditions, noise, FEW.model_copy(update={"steps": 1}))
+
+
 def test_a_causal_model_is_not_guided(causal_model):
     conditions, noise = causal_model.encode_text(PROMPTS[:1]), torch.zeros(1, 16, 2, 4, 4)
     with pytest.raises(ReelignError, match="without guidance"):

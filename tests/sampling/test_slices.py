@@ -10,6 +10,7 @@ from reelign.flow.step import NoiseLaw
 from reelign.models.causal import CausalConfig
 from reelign.models.load import load_model
 from reelign.sampling import sample as sample_module
+from reelign.sampling import slices
 from reelign.sampling.noise import generator, initial_noise
 from reelign.sampling.sample import SampleConfig, clip_evaluations, sample
 from reelign.sampling.slices import ROWS, side_by_side
@@ -53,9 +54,10 @@ def test_slices_give_the_clips_of_the_whole_batch(cores, config, tmp_path, monke
     assert torch.allclose(found.latents, whole.latents, atol=1e-5)
 
 
-def test_a_causal_model_sees_in_each_slice_the_past_of_its_own_rows(cores, tmp_path):
+def test_a_causal_model_sees_in_each_slice_the_past_of_its_own_rows(cores, tmp_path, monkeypatch):
     model = load_model(tiny_wan(tmp_path / "wan"), device="cpu")
     model.make_causal(CausalConfig(block=1))
+    monkeypatch.setattr(slices, "ROWS", 3)  # a block is a third of a clip: slices of nine rows
     config = SampleConfig(steps=2, solver="renoise", guidance_scale=1)
     texts = [f"{i} red circles" for i in range(ROWS_IN_ALL)]
     noise = initial_noise([(0, f"prompt {i}", 0) for i in range(ROWS_IN_ALL)], model.latent_shape(9, 32, 32))

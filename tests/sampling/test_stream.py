@@ -40,7 +40,14 @@ def frames_of(chunks) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "config", [CausalConfig(block=1), CausalConfig(block=5), CausalConfig(block=1, window=2)], ids=str
+    "config",
+    [
+        CausalConfig(block=1),
+        CausalConfig(block=5),
+        CausalConfig(block=1, window=2),
+        CausalConfig(block=1, memory="last_step"),
+    ],
+    ids=str,
 )
 def test_the_first_clip_of_a_stream_is_the_one_that_generate_makes(model, config):
     model.make_causal(config)
@@ -96,8 +103,10 @@ def test_a_switch_changes_the_frames_after_it_and_none_before(model, refresh):
     assert changed[after:].all()
 
 
-def test_a_refresh_brings_the_past_under_the_new_prompt(model):
+@pytest.mark.parametrize("memory", ["finished", "last_step"])
+def test_a_refresh_brings_the_past_under_the_new_prompt(model, memory):
     """Without it the cached keys and values are those of the old prompt; with it they change."""
+    model.causal.config = model.causal.config.model_copy(update={"memory": memory})
     caches = {}
     for refresh in (False, True):
         stream = Stream(model, RED, 3, FEW, refresh=refresh)

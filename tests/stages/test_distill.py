@@ -227,7 +227,9 @@ def test_what_carries_no_gradient_is_in_slices_what_it_is_in_one(two_threads, tm
     assert not any(found.requires_grad for found in (made, real, fake))
 
 
-@pytest.mark.parametrize("causal", [None, CausalConfig(block=1), CausalConfig(block=5)])
+@pytest.mark.parametrize(
+    "causal", [None, CausalConfig(block=1), CausalConfig(block=5), CausalConfig(block=1, memory="last_step")]
+)
 def test_the_last_step_of_a_training_clip_is_what_the_sampler_gives(causal):
     """Training and deployment make their clips alike: left at the last step, a clip is the sampled one."""
     model = load_model(thin_miniature(), device="cpu")
@@ -242,10 +244,11 @@ def test_the_last_step_of_a_training_clip_is_what_the_sampler_gives(causal):
     assert nfe == 2 * (3 if causal is None else 4)
 
 
+@pytest.mark.parametrize("memory", ["finished", "last_step"])
 @pytest.mark.parametrize("exit_step", [0, 1])
-def test_the_gradient_goes_through_the_call_at_the_exit_step_alone(monkeypatch, exit_step):
+def test_the_gradient_goes_through_the_call_at_the_exit_step_alone(monkeypatch, exit_step, memory):
     model = load_model(thin_miniature(), device="cpu")
-    model.make_causal(CausalConfig(block=1))
+    model.make_causal(CausalConfig(block=1, memory=memory))
     model.pipeline.transformer.requires_grad_(True)
     calls = []
     velocity = type(model).velocity
@@ -261,7 +264,32 @@ def test_the_gradient_goes_through_the_call_at_the_exit_step_alone(monkeypatch, 
     assert made.requires_grad
     levels = [round(float(level), 3) for level in sampler.grid[: exit_step + 1]]
     block = [(level, level == levels[-1]) for level in levels]
-    assert calls == [*block, (0.0, False)] * 4 + block  # each block, then remembered clean; the last one is not
+    remembered = 0.0 if memory == "finished" else round(float(sampler.grid[1]), 3)
+    assert calls == [*block, (remembered, False)] * 4 + block  # each block, then its memory; not of the last one
+
+
+@pytest.mark.parametrize("memory", ["finished", "last_step"])
+def test_first_weights_are_fitted_with_the_past_as_a_rollout_remembers_it(tmp_path, monkeypatch, memory):
+    """Of the trajectory: its end, or where the last step of it began."""
+    recipe = DistillConfig.model_validate(SMALL | {"causal": {"block": 1, "memory": memory}})
+    base = load_model(thin_miniature(), device="cpu")
+    taught = trainer_of("initialise", base, base, recipe, context(tmp_path))
+    states = torch.randn(2, 3, *taught.student.latent_shape(17, 32, 32))
+    seen = []
+    velocity = type(base).velocity
+
+    def watched(self, latents, sigma, conditions):
+        seen.append((latents, float(sigma[0])))
+        return velocity(self, latents, sigma, conditions)
+
+    monkeypatch.setattr(type(base), "velocity", watched)
+    conditions = taught.student.encode_text(["a cross", "a ring"])
+    taught.predicted(states, torch.zeros(2, 5, dtype=torch.long), conditions)
+    past, level = (states[:, 2], 0.0) if memory == "finished" else (states[:, 1], float(recipe.sampler.grid[1]))
+    assert len(seen) == 9  # five blocks, four of them remembered
+    for number, (latents, found) in enumerate(seen[1::2]):
+        assert torch.equal(latents, past[:, :, number : number + 1])
+        assert found == pytest.approx(level)
 
 
 @pytest.mark.parametrize("teacher", ["few_step", "ode", "consistency"])
@@ -346,6 +374,10 @@ def test_a_rollout_keeps_each_block_of_the_past_once_for_all_backward_passes(che
         ("distill.causal.block=3", "block sizes that do: 1, 5"),
         ("distill.causal={block: 5, window: 3}", "a block must see itself"),
         ("distill.causal=null", "give `causal`"),
+        (
+            f"distill={json.dumps(SMALL | {'steps': 1, 'causal': {'memory': 'last_step'}})}",
+            "needs `steps: 2` at least",
+        ),
         ("distill.few_step=null", "needs `few_step`"),
         ("distill.self_forcing=null", "needs `self_forcing`"),
         ("distill.prompts=[{kind: list, path: none.txt}]", "none.txt"),

@@ -20,7 +20,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from threading import get_ident
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -47,6 +47,10 @@ class CausalConfig(BaseModel):
         default=None, ge=1, description="Latent frames that a block sees, its own among them; all if empty."
     )
     sinks: int = Field(default=0, ge=0, description="First latent frames that stay in sight beside the window.")
+    memory: Literal["finished", "last_step"] = Field(
+        default="finished",
+        description="What is remembered of a block: itself, for an evaluation of its own, or what its last step saw.",
+    )
 
     @model_validator(mode="after")
     def _a_block_sees_itself(self) -> Self:

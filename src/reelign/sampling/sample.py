@@ -20,7 +20,7 @@ from reelign.flow.grid import Spacing, sigma_grid
 from reelign.flow.path import interpolate, to_x0
 from reelign.flow.step import NoiseLaw, SdeStep, ode_step, sde_step
 from reelign.models.base import Conditions, VideoModel, take
-from reelign.models.causal import CausalConfig, KVCache, TextCache, View
+from reelign.models.causal import CausalConfig, KVCache, Pair, TextCache, View
 from reelign.sampling.noise import noise_after
 from reelign.sampling.slices import Made, side_by_side
 from reelign.sampling.stochastic import Stochastic, Transition, branched, joined
@@ -84,8 +84,8 @@ class Sampled:
 
 def clip_evaluations(config: SampleConfig, causal: CausalConfig | None, frames: int) -> float:
     """Network evaluations of a clip of so many latent frames, in whole clips: the blocks of a causal model are parts of
-    one, and all but the last are remembered."""
-    if causal is None:
+    one, and all but the last are remembered, which is an evaluation more if the last step does not do it."""
+    if causal is None or causal.memory == "last_step":
         return float(config.evaluations)
     blocks = len(causal.blocks(frames))
     return config.steps + (blocks - 1) / blocks
@@ -142,7 +142,7 @@ def _blocks(model: VideoModel, conditions: Conditions, noise: Tensor, config: Sa
         return torch.cat(clean, 2)
 
     nfe = math.ceil(len(noise) * clip_evaluations(config, own, frames))
-    return Sampled(torch.cat(in_slices(model, len(noise), 1, some)), [], nfe)
+    return Sampled(torch.cat(in_slices(model, len(noise), own.block / frames, some)), [], nfe)
 
 
 def _steps(
@@ -169,11 +169,11 @@ def _steps(
 
 
 @torch.no_grad()
-def in_slices(model: VideoModel, rows: int, branches: int, work: Callable[[slice], Made]) -> list[Made]:
-    """What `work` makes of all rows with a model, without gradients, in slices where that is faster; a row becomes
-    `branches`."""
+def in_slices(model: VideoModel, rows: int, clips: float, work: Callable[[slice], Made]) -> list[Made]:
+    """What `work` makes of all rows with a model, without gradients, in slices where that is faster; `clips` of a row
+    are given to the network at once."""
     if model.device.type == "cpu" and model.stateless:
-        return side_by_side(rows, branches, work)
+        return side_by_side(rows, clips, work)
     return [work(slice(0, rows))]
 
 
@@ -204,24 +204,58 @@ def next_block(
         text: what was computed of the prompt so far; a new prompt needs a new one.
     """
     assert model.causal is not None
-    with model.causal.seeing(View(cache, text)):
+    own = model.causal.config
+    written = dict[int, Pair]() if memory_level(own, config) > 0 and not last else None
+    with model.causal.seeing(View(cache, text, written)):
         found = _denoise(model, conditions, noise, config, None, None)
     if last:
         return Block(found.latents, cache, found.nfe)
+    if written is not None:  # by each step over the one before it
+        return Block(found.latents, _with(cache, written, own).joined(), found.nfe)
     cache = remembered(model, conditions, found.latents, cache, text).joined()
     return Block(found.latents, cache, found.nfe + len(noise))
 
 
+def memory_level(causal: CausalConfig, config: SampleConfig) -> float:
+    """The noise level at which a block is remembered.
+
+    Raises:
+        ReelignError: it shall be remembered as its last step saw it, and that is the first one, which sees noise.
+    """
+    if causal.memory == "finished":
+        return 0.0
+    if config.steps == 1:
+        raise ReelignError("memory=last_step needs two steps at least: the last step of one sees nothing but noise.")
+    return float(config.grid[-2])
+
+
+def as_remembered(causal: CausalConfig, config: SampleConfig, clean: Tensor, noise: Tensor) -> Tensor:
+    """A finished block as it is remembered: itself, or under the noise that its last step saw."""
+    level = memory_level(causal, config)
+    return clean if level == 0 else renoised(clean, noise, level, config.steps - 2)
+
+
 @torch.no_grad()
 def remembered(
-    model: VideoModel, conditions: Conditions, latents: Tensor, cache: KVCache, text: TextCache | None = None
+    model: VideoModel,
+    conditions: Conditions,
+    latents: Tensor,
+    cache: KVCache,
+    text: TextCache | None = None,
+    level: float = 0.0,
 ) -> KVCache:
-    """The cache with a finished block: one evaluation of the clean block at level 0 (arXiv 2506.08009)."""
+    """The cache with a block: one evaluation of its latents at their noise level, which is 0 for a finished block
+    (arXiv 2506.08009)."""
     assert model.causal is not None
-    written: dict[int, tuple[Tensor, Tensor]] = {}
+    written = dict[int, Pair]()
     with model.causal.seeing(View(cache, text, written)):
-        model.velocity(latents, latents.new_zeros(len(latents)), conditions)
-    return cache.extended([written[layer] for layer in sorted(written)], model.causal.config)
+        model.velocity(latents, latents.new_full((len(latents),), level), conditions)
+    return _with(cache, written, model.causal.config)
+
+
+def _with(cache: KVCache, written: dict[int, Pair], config: CausalConfig) -> KVCache:
+    """The cache with the block whose keys and values a call has written."""
+    return cache.extended([written[layer] for layer in sorted(written)], config)
 
 
 def _denoise(

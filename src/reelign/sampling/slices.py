@@ -15,16 +15,19 @@ from typing import TypeVar
 import torch
 
 ROWS = 8
-"""What a slice makes at least, if there is as much."""
+"""Clips that the network is given at once at least, if there are as many."""
 Made = TypeVar("Made")
 
 
-def side_by_side(rows: int, branches: int, work: Callable[[slice], Made]) -> list[Made]:
-    """What `work` makes of each slice of so many rows, in their order, without gradients; a row becomes `branches`.
+def side_by_side(rows: int, clips: float, work: Callable[[slice], Made]) -> list[Made]:
+    """What `work` makes of each slice of so many rows, in their order, without gradients.
 
     The calling thread's share of the cores (`torch.get_num_threads`) is divided among the slices that run at once.
+
+    Args:
+        clips: of a row that the network is given at once: the branches of a group, or a block's share of a clip.
     """
-    size = math.ceil(ROWS / branches)
+    size = math.ceil(ROWS / clips)
     slices = [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
     cores = torch.get_num_threads()
     at_once = min(cores, len(slices))

@@ -21,7 +21,7 @@ from reelign.errors import ReelignError
 from reelign.models.base import Conditions, VideoModel
 from reelign.models.causal import KVCache, TextCache
 from reelign.sampling.noise import initial_noise
-from reelign.sampling.sample import SampleConfig, next_block, own_sampler, remembered
+from reelign.sampling.sample import SampleConfig, as_remembered, memory_level, next_block, own_sampler, remembered
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Stream(Iterator[Chunk]):
         last = self.limit is not None and self.made + coming >= self.limit
         noise = self._noise.take(block).to(self._model.device)
         found = next_block(self._model, self._conditions, noise, self.sampler, self.cache, self._text, last)
-        self._remember(found.latents, found.cache)
+        self._remember(as_remembered(self._causal.config, self.sampler, found.latents, noise), found.cache)
         frames = self._decoder(found.latents)[0].cpu().numpy()
         if self.limit is not None:
             frames = frames[: self.limit - self.made]
@@ -161,9 +161,9 @@ class Stream(Iterator[Chunk]):
 
     def _remembered_again(self) -> KVCache:
         """The cache of the same past, as the prompt of now sees it."""
-        cache = KVCache()
+        cache, level = KVCache(), memory_level(self._causal.config, self.sampler)
         for first, latents in self._past.items():
-            cache = remembered(self._model, self._conditions, latents, replace(cache, end=first), self._text)
+            cache = remembered(self._model, self._conditions, latents, replace(cache, end=first), self._text, level)
         return cache.joined()
 
 

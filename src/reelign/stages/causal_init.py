@@ -27,7 +27,7 @@ from reelign.flow.step import ode_step
 from reelign.models.base import Conditions, VideoModel, take
 from reelign.models.causal import CausalConfig
 from reelign.sampling.noise import generator, initial_noise
-from reelign.sampling.sample import SampleConfig, guided_velocity, in_slices, renoised
+from reelign.sampling.sample import SampleConfig, guided_velocity, in_slices, memory_level, renoised
 from reelign.stages.asked import drawn
 from reelign.stages.context import StageContext
 from reelign.stages.distill_recipe import DistillConfig, InitialiseConfig
@@ -178,11 +178,15 @@ class Initialisation(StudentTraining):
         x = states.gather(1, places)[:, 0]
         levels = self.sampler.grid.to(x)[index]
 
-        def made(first: int, end: int) -> Tensor:
-            part, level = x[:, :, first:end], levels[:, first]
-            return to_x0(part, self.student.velocity(part, level, conditions), level)
+        assert self.student.causal is not None
+        causal = self.student.causal.config
+        past = states[:, -1] if causal.memory == "finished" else states[:, -2]
 
-        return block_by_block(self.student, conditions, x.shape[2], made, past=states[:, -1])
+        def made(first: int, end: int) -> tuple[Tensor, Tensor]:
+            part, level = x[:, :, first:end], levels[:, first]
+            return to_x0(part, self.student.velocity(part, level, conditions), level), past[:, :, first:end]
+
+        return block_by_block(self.student, conditions, x.shape[2], made, memory_level(causal, self.sampler))
 
     def drawn(self) -> list[tuple[Tensor, Tensor, list[str]]]:
         """This rank's micro-batches: states, a level for each block, and the prompts."""

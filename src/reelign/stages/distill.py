@@ -241,10 +241,11 @@ class Matching(StudentTraining):
 
     def rolled_out(self, conditions: Conditions, noise: Tensor, exit_step: int) -> tuple[Tensor, int]:
         """Clips of the student as it is, without gradients, and the network evaluations."""
+        causal = self.student.causal
         made = in_slices(
             self.student,
             len(noise),
-            1,
+            1 if causal is None else causal.config.block / noise.shape[2],
             lambda rows: student_clip(self.student, take(conditions, rows), noise[rows], self.sampler, exit_step),
         )
         return torch.cat([clips for clips, _ in made]), sum(spent for _, spent in made)

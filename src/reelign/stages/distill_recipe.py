@@ -79,6 +79,8 @@ class DistillConfig(BaseModel):
             )
         if self.causal is not None and self.self_forcing is None:
             raise ValueError("a `causal` student needs `self_forcing`")
+        if self.causal is not None and self.causal.memory == "last_step" and self.steps == 1:
+            raise ValueError("`causal.memory: last_step` needs `steps: 2` at least: the last of one sees only noise")
         if self.initialise is not None and self.initialise.teacher == "few_step" and self.few_step is None:
             raise ValueError("`initialise.teacher: few_step` needs `few_step`")
         return self

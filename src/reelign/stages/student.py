@@ -16,7 +16,7 @@ from reelign.evaluate.evaluation import Evaluation
 from reelign.flow.path import to_x0
 from reelign.models.base import Conditions, VideoModel
 from reelign.models.causal import KVCache, TextCache, View
-from reelign.sampling.sample import SampleConfig, own_sampler, remembered, renoised
+from reelign.sampling.sample import SampleConfig, as_remembered, memory_level, own_sampler, remembered, renoised
 from reelign.stages.context import StageContext
 from reelign.stages.distill_recipe import DistillConfig, StudentConfig
 from reelign.stages.monitors import lost_motion, record_alarms
@@ -85,47 +85,54 @@ def student_clip(
     the other; the block that it has just made enters its past without gradient (arXiv 2506.08009, algorithm 1).
     """
     if student.causal is None:
-        return _left_at(student, conditions, noise, sampler, exit_step), len(noise) * (exit_step + 1)
+        return _left_at(student, conditions, noise, sampler, exit_step)[0], len(noise) * (exit_step + 1)
+    causal = student.causal.config
 
-    def made(first: int, end: int) -> Tensor:
-        return _left_at(student, conditions, noise[:, :, first:end], sampler, exit_step)
+    def made(first: int, end: int) -> tuple[Tensor, Tensor]:
+        own = noise[:, :, first:end]
+        clean, seen = _left_at(student, conditions, own, sampler, exit_step)
+        if causal.memory == "last_step" and exit_step == sampler.steps - 1:
+            return clean, seen
+        return clean, as_remembered(causal, sampler, clean.detach(), own)
 
-    return block_by_block(student, conditions, noise.shape[2], made), len(noise) * (exit_step + 2)
+    clip = block_by_block(student, conditions, noise.shape[2], made, memory_level(causal, sampler))
+    return clip, len(noise) * (exit_step + 2)
 
 
 def block_by_block(
     student: VideoModel,
     conditions: Conditions,
     frames: int,
-    made: Callable[[int, int], Tensor],
-    past: Tensor | None = None,
+    made: Callable[[int, int], tuple[Tensor, Tensor]],
+    level: float,
 ) -> Tensor:
-    """A clip of a causal student: `made(first, end)` gives each block, which sees what was remembered so far.
-
-    Remembered is, without gradient, what was made, or the blocks of `past` (B, C, frames, h, w).
-    """
+    """A clip of a causal student: `made(first, end)` gives each block, which sees what was remembered so far, and what
+    is remembered of it, at the noise level `level`."""
     assert student.causal is not None
     cache, text, found = KVCache(), TextCache(), []
     for first, end in student.causal.config.blocks(frames):
         with student.causal.seeing(View(cache, text)):
-            found.append(made(first, end))
+            block, past = made(first, end)
+        found.append(block)
         if end < frames:
-            clean = found[-1].detach() if past is None else past[:, :, first:end]
-            cache = remembered(student, conditions, clean, cache, text)
+            cache = remembered(student, conditions, past, cache, text, level)
     return torch.cat(found, 2)
 
 
 def _left_at(
     student: VideoModel, conditions: Conditions, noise: Tensor, sampler: SampleConfig, exit_step: int
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
+    """What is predicted at `exit_step`, and what was seen there."""
     grid, x = sampler.grid, noise
     wanted = torch.is_grad_enabled()
     for index in range(exit_step + 1):
         levels = x.new_full((len(x),), float(grid[index]))
         with torch.set_grad_enabled(wanted and index == exit_step):
             clean = to_x0(x, student.velocity(x, levels, conditions), levels)
-        x = clean if index == exit_step else renoised(clean, noise, float(grid[index + 1]), index)
-    return x
+        if index == exit_step:
+            return clean, x
+        x = renoised(clean, noise, float(grid[index + 1]), index)
+    raise AssertionError("a student is left at one of its steps")
 
 
 def chunks_of(config: StudentConfig, world: World) -> int:
