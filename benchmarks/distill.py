@@ -24,6 +24,7 @@ from reelign.evaluate.bargain import Offer, bargains, prices
 from reelign.evaluate.battery import run_battery
 from reelign.evaluate.drift import drift
 from reelign.evaluate.evaluation import Evaluation
+from reelign.evaluate.gsb import retention
 from reelign.models.load import load_model
 from reelign.recipe import load_recipe
 from reelign.sampling.sample import own_sampler
@@ -122,7 +123,8 @@ def ablated(parent: str, runs: Path) -> list[dict[str, Any]]:
     rows = []
     for way, folder in folders.items():
         stage = judged(folder)
-        rows.append({"way": way, "minutes": stage["cost"]["seconds"] / 60, **student_row(stage)})
+        about = {"way": way, "minutes": stage["cost"]["seconds"] / 60, "retention": stage["retention"]}
+        rows.append({**about, **student_row(stage)})
     chain = folders[CHAIN]
     recipe = load_recipe(chain / "recipe.yaml")
     model = load_model(chain / "distill" / "initialise" / "model")
@@ -132,7 +134,8 @@ def ablated(parent: str, runs: Path) -> list[dict[str, Any]]:
     found = {"student": run_battery(model, battery, sampler)}
     teacher = Evaluation.load(chain / "base" / "evaluation.json")
     [row] = bargains(teacher, found, prices([offer], battery), "student")
-    rows.append({"way": "few steps, first weights (no self-forcing)", "minutes": None, **row})
+    kept = {name: share and share.value for name, share in retention(teacher, found["student"]).items()}
+    rows.append({"way": "few steps, first weights (no self-forcing)", "minutes": None, "retention": kept, **row})
     return rows
 
 
@@ -177,9 +180,9 @@ def table(rows: list[dict[str, Any]], pooled: dict[str, Any]) -> str:
 def ablation_table(rows: list[dict[str, Any]]) -> str:
     """The ways as Markdown."""
     lines = ["**The student of each way against the teacher at 20 guided steps** (GSB), one seed.", ""]
-    lines += head("way", *(f"GSB {axis}" for axis in AXES), "first frame, s", "minutes")
+    lines += head("way", *(f"GSB {axis}" for axis in AXES), "grounds kept", "first frame, s", "minutes")
     for row in rows:
-        cells = [interval(row["gsb"][axis]) for axis in AXES]
+        cells = [*(interval(row["gsb"][axis]) for axis in AXES), f"{row['retention']['background']:.1%}"]
         minutes = "" if row["minutes"] is None else f"{row['minutes']:.1f}"
         lines.append(line(row["way"], *cells, f"{row['first_frame']:.3g}", minutes))
     return "\n".join(lines) + "\n"
