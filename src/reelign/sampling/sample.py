@@ -160,7 +160,8 @@ def _steps(
         found = _denoise(model, own, noise[rows], config, away, stochastic and stochastic.only(rows))
         return replace(found, transitions=[replace(t, rows=t.rows + rows.start) for t in found.transitions])
 
-    parts = in_slices(model, len(noise), 1 if stochastic is None else stochastic.branches, some)
+    clips = 1 if stochastic is None else (1 + stochastic.branches) / 2  # a group is one row until it branches
+    parts = in_slices(model, len(noise), clips, some)
     steps: dict[float, list[Transition]] = {}
     for transition in [transition for part in parts for transition in part.transitions]:
         steps.setdefault(float(transition.sigma[0]), []).append(transition)
@@ -171,7 +172,7 @@ def _steps(
 @torch.no_grad()
 def in_slices(model: VideoModel, rows: int, clips: float, work: Callable[[slice], Made]) -> list[Made]:
     """What `work` makes of all rows with a model, without gradients, in slices where that is faster; `clips` of a row
-    are given to the network at once."""
+    are given to the network at once, in the mean."""
     if model.device.type == "cpu" and model.stateless:
         return side_by_side(rows, clips, work)
     return [work(slice(0, rows))]

@@ -25,7 +25,8 @@ def side_by_side(rows: int, clips: float, work: Callable[[slice], Made]) -> list
     The calling thread's share of the cores (`torch.get_num_threads`) is divided among the slices that run at once.
 
     Args:
-        clips: of a row that the network is given at once: the branches of a group, or a block's share of a clip.
+        clips: of a row that the network is given at once, in the mean: more than one where a group branches, a block's
+            share of a clip where the model is causal.
     """
     size = math.ceil(ROWS / clips)
     slices = [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
