@@ -1,8 +1,8 @@
 """The first weights of a causal student: regression on the way of clips from noise to data (arXiv 2412.07772).
 
 A teacher makes clips, and the latents that it meets at the noise levels of the student's grid are kept on disk. The
-student sees each block of a clip at a level of its own, and the blocks before it clean, as it will in a rollout, and
-predicts the clip at the end:  | x0_student(x_level | past) - x_end |^2.
+student sees each block of a clip at a level of its own, and the blocks before it as a rollout remembers them (the end of
+the trajectory, or where its last step began), and predicts the clip at the end:  | x0_student(x_level | past) - x_end |^2.
 
 The teacher decides what the student can learn. The end of its ODE follows from all frames, and a student that does not
 see the later ones predicts a mean, which is blurred (arXiv 2602.02214). A few-step student draws fresh noise on the
@@ -172,8 +172,8 @@ class Initialisation(StudentTraining):
         return (self.predicted(states, index, conditions) - target).square().mean()
 
     def predicted(self, states: Tensor, index: Tensor, conditions: Conditions) -> Tensor:
-        """The clip that the student predicts, block by block: each at its level `index` (B, F), with the end of the
-        trajectory as its past."""
+        """The clip that the student predicts, block by block: each at its level `index` (B, F), with the trajectory as
+        its past."""
         places = index[:, None, None, :, None, None].expand(-1, 1, *states.shape[2:])
         x = states.gather(1, places)[:, 0]
         levels = self.sampler.grid.to(x)[index]
