@@ -1,7 +1,7 @@
 """A batch on a CPU, as slices of rows side by side.
 
 The operations of a small network are too short for the cores to share each of them. On two cores the slices of 16
-clips of the miniature take 0.70 of the time that the whole batch takes (`benchmarks/slices.py`). A clip does not depend
+clips of the miniature take 0.79 of the time that the whole batch takes (`benchmarks/slices.py`). A clip does not depend
 on its batch, and the slices do not depend on the number of cores.
 """
 
