@@ -1,8 +1,10 @@
 """The first weights of a causal student: regression on the way of clips from noise to data (arXiv 2412.07772).
 
 A teacher makes clips, and the latents that it meets at the noise levels of the student's grid are kept on disk. The
-student sees each block of a clip at a level of its own, and the blocks before it as a rollout remembers them (the end of
-the trajectory, or where its last step began), and predicts the clip at the end:  | x0_student(x_level | past) - x_end |^2.
+student sees each block of a clip at a level of its own, and the blocks before it as a rollout remembers them: the end
+of the trajectory, or where its last step began. It predicts the clip at the end:
+
+    | x0_student(x_level | past) - x_end |^2
 
 The teacher decides what the student can learn. The end of its ODE follows from all frames, and a student that does not
 see the later ones predicts a mean, which is blurred (arXiv 2602.02214). A few-step student draws fresh noise on the
