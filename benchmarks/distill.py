@@ -82,11 +82,6 @@ def judged(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "summary.json").read_text(encoding="utf-8"))["stages"][-1]
 
 
-def student_row(stage: dict[str, Any]) -> dict[str, Any]:
-    """What it says of the student that the run leaves."""
-    return next(row for row in stage["bargain"] if row["name"] == "student")
-
-
 def measured(seed: int, folder: Path) -> dict[str, Any]:
     """What the report says of a seed, and how long streams fare in other windows."""
     stage = judged(folder)
@@ -115,8 +110,8 @@ def ablated(parent: str, runs: Path) -> list[dict[str, Any]]:
     rows = []
     for way, folder in folders.items():
         stage = judged(folder)
-        about = {"way": way, "minutes": stage["cost"]["seconds"] / 60, "retention": stage["retention"]}
-        rows.append({**about, **student_row(stage)})
+        row = next(row for row in stage["bargain"] if row["name"] == "student")
+        rows.append({"way": way, "minutes": stage["cost"]["seconds"] / 60, "retention": stage["retention"], **row})
     chain = folders[CHAIN]
     recipe = load_recipe(chain / "recipe.yaml")
     model = load_model(chain / "distill" / "initialise" / "model")

@@ -252,36 +252,16 @@ def test_renoising_takes_no_stochastic_steps(model):
         sample(model, model.encode_text(PROMPTS), start(model), config, None, stochastic)
 
 
-@pytest.fixture(scope="module")
-def causal_model(tmp_path_factory):
-    found = load_model(tiny_wan(tmp_path_factory.mktemp("wan") / "wan"), device="cpu")
-    found.make_causal(CausalConfig(block=2, window=4))
+def causal(folder, memory):
+    found = load_model(tiny_wan(folder / "wan"), device="cpu")
+    found.make_causal(CausalConfig(block=2, window=4, memory=memory))
     return found
 
 
-def test_a_causal_model_makes_block_after_block_each_from_the_clean_ones_before(causal_model):
-    conditions = causal_model.encode_text(PROMPTS[:2])
-    noise = torch.randn(2, 16, 6, 4, 4, generator=torch.Generator().manual_seed(2))
-    found = sample(causal_model, conditions, noise, FEW)
-    cache, made = KVCache(), []
-    for first in (0, 2, 4):
-        part, x = noise[:, :, first : first + 2], noise[:, :, first : first + 2]
-        for index in range(4):
-            level, following = (float(FEW.grid[k]) for k in (index, index + 1))
-            levels = torch.full((2,), level)
-            with torch.no_grad(), causal_model.causal.seeing(View(cache)):
-                clean = to_x0(x, causal_model.velocity(x, levels, conditions), levels)
-            x = (1 - following) * clean + following * noise_after(part, index)
-        made.append(clean)
-        cache = remembered(causal_model, conditions, clean, cache)
-    torch.testing.assert_close(found.latents, torch.cat(made, 2), rtol=0, atol=1e-5)
-    assert cache.frames == (4, 5)
-    assert found.nfe == math.ceil(2 * (3 * 4 + 2) / 3)  # in clips: four steps of each block, and two blocks remembered
-
-
-def test_what_the_last_step_saw_is_remembered_without_an_evaluation_of_its_own(tmp_path):
-    model = load_model(tiny_wan(tmp_path / "wan"), device="cpu")
-    model.make_causal(CausalConfig(block=2, window=4, memory="last_step"))
+@pytest.mark.parametrize("memory", ["finished", "last_step"])
+def test_a_causal_model_makes_block_after_block_each_from_those_before_as_they_are_remembered(tmp_path, memory):
+    """Clean, by an evaluation of their own, or as their last step saw them, without one."""
+    model = causal(tmp_path, memory)
     conditions = model.encode_text(PROMPTS[:2])
     noise = torch.randn(2, 16, 6, 4, 4, generator=torch.Generator().manual_seed(2))
     found = sample(model, conditions, noise, FEW)
@@ -295,17 +275,26 @@ def test_what_the_last_step_saw_is_remembered_without_an_evaluation_of_its_own(t
                 clean = to_x0(x, model.velocity(x, levels, conditions), levels)
             seen, x = x, (1 - following) * clean + following * noise_after(part, index)
         made.append(clean)
-        cache = remembered(model, conditions, seen, cache, level=float(FEW.grid[3]))
+        past, at = (clean, 0.0) if memory == "finished" else (seen, float(FEW.grid[3]))
+        cache = remembered(model, conditions, past, cache, level=at)
     torch.testing.assert_close(found.latents, torch.cat(made, 2), rtol=0, atol=1e-5)
-    assert found.nfe == 2 * 4
+    assert cache.frames == (4, 5)
+    own = 2 if memory == "finished" else 0  # in clips: four steps of each block, and two blocks remembered
+    assert found.nfe == math.ceil(2 * (3 * 4 + own) / 3)
+
+
+def test_the_last_step_of_one_sees_nothing_to_remember(tmp_path):
+    model = causal(tmp_path, "last_step")
     with pytest.raises(ReelignError, match=r"two steps at least.*nothing but noise"):
-        sample(model, conditions, noise, FEW.model_copy(update={"steps": 1}))
+        noise = torch.zeros(1, 16, 2, 4, 4)
+        sample(model, model.encode_text(PROMPTS[:1]), noise, FEW.model_copy(update={"steps": 1}))
 
 
-def test_a_causal_model_is_not_guided(causal_model):
-    conditions, noise = causal_model.encode_text(PROMPTS[:1]), torch.zeros(1, 16, 2, 4, 4)
+def test_a_causal_model_is_not_guided(tmp_path):
+    model = causal(tmp_path, "finished")
+    conditions, noise = model.encode_text(PROMPTS[:1]), torch.zeros(1, 16, 2, 4, 4)
     with pytest.raises(ReelignError, match="without guidance"):
-        sample(causal_model, conditions, noise, SampleConfig(steps=2), conditions)
+        sample(model, conditions, noise, SampleConfig(steps=2), conditions)
 
 
 def test_unipc_with_a_grid_of_another_solver_is_refused():

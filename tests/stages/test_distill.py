@@ -244,20 +244,25 @@ def test_the_last_step_of_a_training_clip_is_what_the_sampler_gives(causal):
     assert nfe == 2 * (3 if causal is None else 4)
 
 
+def calls_of(monkeypatch, model: VideoModel) -> list[tuple[torch.Tensor, float, bool]]:
+    """Latents and noise level of each call of the network from now on, and whether a gradient goes through it."""
+    calls, velocity = [], type(model).velocity
+
+    def watched(self, latents, sigma, conditions):
+        calls.append((latents, float(sigma[0]), torch.is_grad_enabled()))
+        return velocity(self, latents, sigma, conditions)
+
+    monkeypatch.setattr(type(model), "velocity", watched)
+    return calls
+
+
 @pytest.mark.parametrize("memory", ["finished", "last_step"])
 @pytest.mark.parametrize("exit_step", [0, 1])
 def test_the_gradient_goes_through_the_call_at_the_exit_step_alone(monkeypatch, exit_step, memory):
     model = load_model(thin_miniature(), device="cpu")
     model.make_causal(CausalConfig(block=1, memory=memory))
     model.pipeline.transformer.requires_grad_(True)
-    calls = []
-    velocity = type(model).velocity
-
-    def watched(self, latents, sigma, conditions):
-        calls.append((round(float(sigma[0]), 3), torch.is_grad_enabled()))
-        return velocity(self, latents, sigma, conditions)
-
-    monkeypatch.setattr(type(model), "velocity", watched)
+    calls = calls_of(monkeypatch, model)
     sampler = SampleConfig(steps=2, shift=3.0, solver="renoise", guidance_scale=1.0)
     noise = initial_noise([(0, "clip", 0)], model.latent_shape(17, 32, 32))
     made, _ = student_clip(model, model.encode_text(["a cross"]), noise, sampler, exit_step)
@@ -265,7 +270,8 @@ def test_the_gradient_goes_through_the_call_at_the_exit_step_alone(monkeypatch, 
     levels = [round(float(level), 3) for level in sampler.grid[: exit_step + 1]]
     block = [(level, level == levels[-1]) for level in levels]
     remembered = 0.0 if memory == "finished" else round(float(sampler.grid[1]), 3)
-    assert calls == [*block, (remembered, False)] * 4 + block  # each block, then its memory; not of the last one
+    found = [(round(level, 3), graded) for _, level, graded in calls]
+    assert found == [*block, (remembered, False)] * 4 + block  # each block, then its memory; not of the last one
 
 
 @pytest.mark.parametrize("memory", ["finished", "last_step"])
@@ -275,19 +281,12 @@ def test_first_weights_are_fitted_with_the_past_as_a_rollout_remembers_it(tmp_pa
     base = load_model(thin_miniature(), device="cpu")
     taught = trainer_of("initialise", base, base, recipe, context(tmp_path))
     states = torch.randn(2, 3, *taught.student.latent_shape(17, 32, 32))
-    seen = []
-    velocity = type(base).velocity
-
-    def watched(self, latents, sigma, conditions):
-        seen.append((latents, float(sigma[0])))
-        return velocity(self, latents, sigma, conditions)
-
-    monkeypatch.setattr(type(base), "velocity", watched)
+    calls = calls_of(monkeypatch, base)
     conditions = taught.student.encode_text(["a cross", "a ring"])
     taught.predicted(states, torch.zeros(2, 5, dtype=torch.long), conditions)
     past, level = (states[:, 2], 0.0) if memory == "finished" else (states[:, 1], float(recipe.sampler.grid[1]))
-    assert len(seen) == 9  # five blocks, four of them remembered
-    for number, (latents, found) in enumerate(seen[1::2]):
+    assert len(calls) == 9  # five blocks, four of them remembered
+    for number, (latents, found, _) in enumerate(calls[1::2]):
         assert torch.equal(latents, past[:, :, number : number + 1])
         assert found == pytest.approx(level)
 

@@ -142,7 +142,7 @@ def _blocks(model: VideoModel, conditions: Conditions, noise: Tensor, config: Sa
         return torch.cat(clean, 2)
 
     nfe = math.ceil(len(noise) * clip_evaluations(config, own, frames))
-    return Sampled(torch.cat(in_slices(model, len(noise), own.block / frames, some)), [], nfe)
+    return Sampled(torch.cat(in_slices(model, noise, some)), [], nfe)
 
 
 def _steps(
@@ -160,8 +160,7 @@ def _steps(
         found = _denoise(model, own, noise[rows], config, away, stochastic and stochastic.only(rows))
         return replace(found, transitions=[replace(t, rows=t.rows + rows.start) for t in found.transitions])
 
-    clips = 1 if stochastic is None else (1 + stochastic.branches) / 2  # a group is one row until it branches
-    parts = in_slices(model, len(noise), clips, some)
+    parts = in_slices(model, noise, some, 1 if stochastic is None else stochastic.branches)
     steps: dict[float, list[Transition]] = {}
     for transition in [transition for part in parts for transition in part.transitions]:
         steps.setdefault(float(transition.sigma[0]), []).append(transition)
@@ -170,12 +169,15 @@ def _steps(
 
 
 @torch.no_grad()
-def in_slices(model: VideoModel, rows: int, clips: float, work: Callable[[slice], Made]) -> list[Made]:
-    """What `work` makes of all rows with a model, without gradients, in slices where that is faster; `clips` of a row
-    are given to the network at once, in the mean."""
-    if model.device.type == "cpu" and model.stateless:
-        return side_by_side(rows, clips, work)
-    return [work(slice(0, rows))]
+def in_slices(model: VideoModel, latents: Tensor, work: Callable[[slice], Made], branches: int = 1) -> list[Made]:
+    """What `work` makes of all rows of (B, C, F, h, w) with a model, without gradients, in slices where that is faster;
+    a row becomes `branches`."""
+    if model.device.type != "cpu" or not model.stateless:
+        return [work(slice(0, len(latents)))]
+    clips = (1 + branches) / 2  # a group is one row until it branches
+    if model.causal is not None:
+        clips *= model.causal.config.block / latents.shape[2]
+    return side_by_side(len(latents), clips, work)
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ class Stream(Iterator[Chunk]):
         last = self.limit is not None and self.made + coming >= self.limit
         noise = self._noise.take(block).to(self._model.device)
         found = next_block(self._model, self._conditions, noise, self.sampler, self.cache, self._text, last)
-        self._remember(as_remembered(self._causal.config, self.sampler, found.latents, noise), found.cache)
+        self._remember(found.latents, noise, found.cache)
         frames = self._decoder(found.latents)[0].cpu().numpy()
         if self.limit is not None:
             frames = frames[: self.limit - self.made]
@@ -151,10 +151,10 @@ class Stream(Iterator[Chunk]):
             self.cache = self._remembered_again()
         self._spoken = prompt
 
-    def _remember(self, latents: Tensor, cache: KVCache) -> None:
+    def _remember(self, latents: Tensor, noise: Tensor, cache: KVCache) -> None:
         if self._refresh:
             block = self._causal.config.block
-            self._past[self.cache.end] = latents
+            self._past[self.cache.end] = as_remembered(self._causal.config, self.sampler, latents, noise)
             in_sight = {frame // block * block for frame in cache.frames}
             self._past = {first: kept for first, kept in self._past.items() if first in in_sight}
         self.cache = cache

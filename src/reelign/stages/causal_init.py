@@ -69,7 +69,7 @@ class Trajectories:
 
     def _made(self, conditions: Conditions, noise: Tensor) -> list[tuple[Tensor, int]]:
         """What `states` gives, of some rows each."""
-        return in_slices(self.maker, len(noise), 1, lambda rows: self.states(take(conditions, rows), noise[rows]))
+        return in_slices(self.maker, noise, lambda rows: self.states(take(conditions, rows), noise[rows]))
 
     @torch.no_grad()
     def states(self, conditions: Conditions, noise: Tensor) -> tuple[Tensor, int]:

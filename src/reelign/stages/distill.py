@@ -241,11 +241,9 @@ class Matching(StudentTraining):
 
     def rolled_out(self, conditions: Conditions, noise: Tensor, exit_step: int) -> tuple[Tensor, int]:
         """Clips of the student as it is, without gradients, and the network evaluations."""
-        causal = self.student.causal
         made = in_slices(
             self.student,
-            len(noise),
-            1 if causal is None else causal.config.block / noise.shape[2],
+            noise,
             lambda rows: student_clip(self.student, take(conditions, rows), noise[rows], self.sampler, exit_step),
         )
         return torch.cat([clips for clips, _ in made]), sum(spent for _, spent in made)
@@ -261,7 +259,7 @@ class Matching(StudentTraining):
             fake = self.critic.velocity(x, level, own)
             return to_x0(x, real, level), to_x0(x, fake, level), (evaluations + 1) * len(x)
 
-        parts = in_slices(self.critic, len(seen), 1, some)
+        parts = in_slices(self.critic, seen, some)
         real, fake = torch.cat([real for real, _, _ in parts]), torch.cat([fake for _, fake, _ in parts])
         return real, fake, sum(spent for _, _, spent in parts)
 

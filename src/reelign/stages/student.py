@@ -124,15 +124,15 @@ def _left_at(
 ) -> tuple[Tensor, Tensor]:
     """What is predicted at `exit_step`, and what was seen there."""
     grid, x = sampler.grid, noise
-    wanted = torch.is_grad_enabled()
-    for index in range(exit_step + 1):
+
+    def predicted(x: Tensor, index: int) -> Tensor:
         levels = x.new_full((len(x),), float(grid[index]))
-        with torch.set_grad_enabled(wanted and index == exit_step):
-            clean = to_x0(x, student.velocity(x, levels, conditions), levels)
-        if index == exit_step:
-            return clean, x
-        x = renoised(clean, noise, float(grid[index + 1]), index)
-    raise AssertionError("a student is left at one of its steps")
+        return to_x0(x, student.velocity(x, levels, conditions), levels)
+
+    for index in range(exit_step):
+        with torch.no_grad():
+            x = renoised(predicted(x, index), noise, float(grid[index + 1]), index)
+    return predicted(x, exit_step), x
 
 
 def chunks_of(config: StudentConfig, world: World) -> int:
