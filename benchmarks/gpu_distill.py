@@ -21,8 +21,8 @@ from gpu_rlhf import LORA_RANK, PROMPTS, SAMPLER, clip_size, now, peak, release,
 from reelign.errors import ReelignError
 from reelign.evaluate.battery import BatteryConfig
 from reelign.models.base import Conditions, VideoModel
-from reelign.models.causal import CausalConfig, KVCache, TextCache
 from reelign.models.compiled import compile_blocks
+from reelign.models.kv_cache import CausalConfig, KVCache, TextCache
 from reelign.models.load import load_model
 from reelign.sampling.noise import initial_noise
 from reelign.sampling.sample import SampleConfig, next_block, sample

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from reelign.models.base import Conditions, VideoModel
-from reelign.models.causal import CausalConfig
+from reelign.models.kv_cache import CausalConfig
 from reelign.models.load import load_model
 from reelign.sampling import sample as module
 from reelign.sampling.noise import initial_noise

@@ -18,7 +18,7 @@ from pydantic import Field
 from reelign.inference.stream import StreamSettings
 from reelign.inference.stream_server import StreamServer, application
 from reelign.models.base import VideoModel
-from reelign.models.causal import CausalConfig
+from reelign.models.kv_cache import CausalConfig
 from reelign.models.load import load_model
 from reelign.sampling.sample import SampleConfig
 from reelign.sampling.stream import Stream

@@ -16,7 +16,7 @@ from reelign.doctor.distill_memory import need_of
 from reelign.doctor.distill_rehearsal import at_rest, cache_error, rehearsing
 from reelign.doctor.rehearsal import context_in
 from reelign.errors import ReelignError
-from reelign.models.causal import CausalConfig, KVCache
+from reelign.models.kv_cache import CausalConfig, KVCache
 from reelign.models.load import MINIATURE, load_model
 from reelign.recipe import Recipe, load_recipe
 from reelign.stages.distill import Matching, models_of

@@ -7,7 +7,7 @@ from reelign.evaluate.bargain import Offer, bargains, cheaper_teachers, evaluati
 from reelign.evaluate.battery import BatteryConfig, run_battery
 from reelign.evaluate.drift import TIMES, drift, quarters
 from reelign.models.base import VideoModel
-from reelign.models.causal import CausalConfig
+from reelign.models.kv_cache import CausalConfig
 from reelign.models.load import load_model
 from reelign.sampling.sample import SampleConfig
 

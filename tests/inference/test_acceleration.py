@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from reelign.errors import ReelignError
 from reelign.inference.acceleration import Acceleration, accelerate, calibrated
 from reelign.models.block_cache import BlockCacheConfig
-from reelign.models.causal import CausalConfig
+from reelign.models.kv_cache import CausalConfig
 from reelign.models.load import load_model
 from reelign.sampling.noise import initial_noise
 from reelign.sampling.sample import SampleConfig, sample

@@ -5,7 +5,7 @@ import pytest
 from reelign.inference.acceleration import Acceleration
 from reelign.inference.candidates import KINDS, candidates, refusal
 from reelign.models.block_cache import BlockCacheConfig
-from reelign.models.causal import CausalConfig
+from reelign.models.kv_cache import CausalConfig
 from reelign.models.load import load_model
 from reelign.sampling.sample import SampleConfig
 from tiny_wan import tiny_wan

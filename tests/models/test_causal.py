@@ -13,7 +13,8 @@ from torch import Tensor
 from reelign.errors import ReelignError
 from reelign.models.adapter import LoraSettings, attach_lora, merge_lora, save_lora
 from reelign.models.base import VideoModel
-from reelign.models.causal import CausalConfig, KVCache, TextCache, View
+from reelign.models.causal import View
+from reelign.models.kv_cache import CausalConfig, KVCache, TextCache
 from reelign.models.load import load_model
 from tiny_wan import KINDS, stir, tiny_wan
 
@@ -220,6 +221,45 @@ def test_a_causal_model_comes_back_from_its_folder(folder, tmp_path):
     assert again.own_sampler == model.own_sampler
     with torch.no_grad():
         assert torch.equal(again.velocity(*inputs(again)), model.velocity(*inputs(model)))
+
+
+def test_a_prompt_is_read_once(folder):
+    model = causal(folder, CausalConfig(block=3))
+    x, levels, conditions = inputs(model, frames=3)
+    embedded: list[int] = []
+    embedder = model.pipeline.transformer.condition_embedder.text_embedder
+    embedder.register_forward_hook(lambda module, inputs, output: embedded.append(output.shape[1]))
+    text = TextCache()
+    assert model.causal is not None
+    with torch.no_grad(), model.causal.seeing(View(KVCache(), text)):
+        first, again = (model.velocity(x, levels[:, 0], conditions) for _ in range(2))
+    assert torch.equal(first, again)
+    with model.causal.seeing(View(KVCache(), text)):  # with gradients, the prompt is a part of the graph
+        model.velocity(x, levels[:, 0], conditions)
+    words = conditions["text"].shape[1]
+    assert embedded == [words, 0, words]
+
+
+def test_a_place_is_found_once_and_holds_in_half_precision(folder):
+    """Angles turn in float32 also where everything else is narrower, and channels come out as they went in."""
+    model = causal(folder, CausalConfig(block=3))
+    x, levels, conditions = inputs(model, frames=3)
+    view = View(KVCache(end=90))
+    assert model.causal is not None
+    with torch.no_grad(), model.causal.seeing(view):
+        model.velocity(x, levels[:, 0], conditions)
+        place = view.place
+        model.velocity(x, levels[:, 0], conditions)
+    assert place is not None
+    assert view.place is place
+    torch.testing.assert_close(place.turn.square().sum(-1), torch.ones(place.turn.shape[:-1]))
+    model.pipeline.transformer.to(torch.bfloat16)
+    model.compute_dtype = torch.bfloat16  # type: ignore[attr-defined]
+    narrow = View(KVCache(end=90))
+    with torch.no_grad(), model.causal.seeing(narrow):
+        assert torch.isfinite(model.velocity(x, levels[:, 0], conditions)).all()
+    assert narrow.place is not None
+    assert narrow.place.turn.dtype == torch.float32
 
 
 def test_a_twin_has_denoisers_of_its_own_and_shares_the_rest(folder):

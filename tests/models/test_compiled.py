@@ -8,8 +8,8 @@ import torch
 from torch._dynamo.utils import counters
 
 from reelign.models.base import VideoModel
-from reelign.models.causal import CausalConfig
 from reelign.models.compiled import compile_blocks
+from reelign.models.kv_cache import CausalConfig
 from reelign.models.load import load_model
 from reelign.sampling.noise import initial_noise
 from reelign.sampling.sample import SampleConfig, sample

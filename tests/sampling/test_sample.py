@@ -10,7 +10,8 @@ from reelign.flow.path import to_x0
 from reelign.flow.step import NoiseLaw
 from reelign.models.adapter import LoraSettings, attach_lora
 from reelign.models.base import take
-from reelign.models.causal import CausalConfig, KVCache, View
+from reelign.models.causal import View
+from reelign.models.kv_cache import CausalConfig, KVCache
 from reelign.models.load import load_model
 from reelign.sampling.noise import generator, initial_noise, noise_after
 from reelign.sampling.sample import SampleConfig, remembered, replay, sample

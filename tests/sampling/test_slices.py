@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from reelign.flow.step import NoiseLaw
-from reelign.models.causal import CausalConfig
+from reelign.models.kv_cache import CausalConfig
 from reelign.models.load import load_model
 from reelign.sampling import sample as sample_module
 from reelign.sampling import slices

@@ -10,7 +10,7 @@ from reelign.data.clip import read_clip
 from reelign.errors import ReelignError
 from reelign.inference.generate import generate_clip
 from reelign.models.base import VideoModel
-from reelign.models.causal import CausalConfig, KVCache
+from reelign.models.kv_cache import CausalConfig, KVCache
 from reelign.models.load import load_model
 from reelign.sampling.noise import initial_noise
 from reelign.sampling.sample import SampleConfig, sample

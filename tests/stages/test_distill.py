@@ -19,7 +19,7 @@ from miniatures import thin_miniature
 from reelign.errors import ReelignError
 from reelign.evaluate.battery import BatteryConfig
 from reelign.models.base import VideoModel, take
-from reelign.models.causal import CausalConfig
+from reelign.models.kv_cache import CausalConfig
 from reelign.models.load import load_model
 from reelign.sampling.noise import initial_noise
 from reelign.sampling.sample import SampleConfig, sample

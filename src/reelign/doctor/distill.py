@@ -18,7 +18,7 @@ from reelign.doctor.rehearsal import context_in
 from reelign.doctor.sft import lora_coverage
 from reelign.errors import ReelignError
 from reelign.models.base import VideoModel
-from reelign.models.causal import CausalConfig
+from reelign.models.kv_cache import CausalConfig
 from reelign.recipe import Recipe
 from reelign.stages.distill import load_teacher
 from reelign.stages.distill_recipe import DistillConfig, InitialiseConfig, MatchConfig

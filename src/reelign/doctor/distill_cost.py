@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass
 
 from reelign.models.base import VideoModel
-from reelign.models.causal import CausalConfig
+from reelign.models.kv_cache import CausalConfig
 from reelign.recipe import Recipe
 from reelign.sampling.sample import clip_evaluations
 from reelign.stages.causal_init import BETWEEN, evaluations

@@ -18,7 +18,8 @@ from reelign.doctor.gradient import reached
 from reelign.doctor.rehearsal import context_in, equal_ranks, now, shared_folder, within_memory
 from reelign.errors import ReelignError
 from reelign.models.base import Conditions, VideoModel
-from reelign.models.causal import KVCache, TextCache, View
+from reelign.models.causal import View
+from reelign.models.kv_cache import KVCache, TextCache
 from reelign.recipe import Recipe
 from reelign.sampling.noise import generator, initial_noise
 from reelign.sampling.sample import SampleConfig, remembered

@@ -18,7 +18,7 @@ from reelign.evaluate.battery import BatteryConfig, generate_batch, tasks
 from reelign.evaluate.evaluation import Evaluation
 from reelign.evaluate.gsb import compare
 from reelign.models.base import VideoModel
-from reelign.models.causal import KVCache, TextCache
+from reelign.models.kv_cache import KVCache, TextCache
 from reelign.sampling.noise import initial_noise
 from reelign.sampling.sample import SampleConfig, clip_evaluations, next_block
 

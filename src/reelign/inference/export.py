@@ -22,7 +22,7 @@ from reelign.inference.launch import LAUNCH, Exported, launch_notes
 from reelign.inference.original_names import comfyui_file, original_name
 from reelign.models.adapter import WEIGHTS, merge_lora
 from reelign.models.base import CARD
-from reelign.models.causal import CAUSAL
+from reelign.models.kv_cache import CAUSAL
 from reelign.models.load import ENHANCER, enhancer_folder, generator_name, load_model, model_folder
 
 Format = Literal["diffusers", "peft", "comfyui"]

@@ -20,7 +20,7 @@ from reelign.errors import ReelignError
 from reelign.inference import launch_programs as programs
 from reelign.models.adapter import WEIGHTS
 from reelign.models.base import CARD, NativeSize
-from reelign.models.causal import CAUSAL
+from reelign.models.kv_cache import CAUSAL
 from reelign.models.load import enhancer_folder, generator_name, model_folder
 from reelign.models.wan import WAN_5B, WAN_480P
 from reelign.sampling.sample import SampleConfig

@@ -13,7 +13,7 @@ from reelign.data.growing import GrowingClip
 from reelign.errors import ReelignError
 from reelign.inference.plan_request import plain_sampler
 from reelign.models.base import VideoModel
-from reelign.models.causal import CausalConfig
+from reelign.models.kv_cache import CausalConfig
 from reelign.sampling.stream import Chunk, Stream
 
 

@@ -17,7 +17,8 @@ from torch.distributed.fsdp import FSDPModule
 
 from reelign.files import write_atomically
 from reelign.models.block_cache import Cache
-from reelign.models.causal import CAUSAL, CausalAttention, CausalConfig
+from reelign.models.causal import CausalAttention
+from reelign.models.kv_cache import CAUSAL, CausalConfig
 from reelign.models.stream_decoder import StreamDecoder
 
 Conditions = dict[str, Tensor]

@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from reelign.errors import ReelignError
 from reelign.models.adapter import WEIGHTS, load_lora, merge_lora
 from reelign.models.base import CARD, NativeSize, VideoModel
-from reelign.models.causal import CAUSAL, CausalConfig
 from reelign.models.codec import BlockCodec
+from reelign.models.kv_cache import CAUSAL, CausalConfig
 from reelign.models.wan import WanModel
 
 ENHANCER = "enhancer"

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from reelign.errors import ReelignError
 from reelign.models.base import Conditions, NativeSize, VideoModel, write_card
-from reelign.models.causal import CausalAttention, CausalConfig
+from reelign.models.causal import CausalAttention
+from reelign.models.kv_cache import CausalConfig
 from reelign.models.stream_decoder import StreamDecoder
 
 TEXT_LENGTH = 512

@@ -20,7 +20,8 @@ from reelign.flow.grid import Spacing, sigma_grid
 from reelign.flow.path import interpolate, to_x0
 from reelign.flow.step import NoiseLaw, SdeStep, ode_step, sde_step
 from reelign.models.base import Conditions, VideoModel, take
-from reelign.models.causal import CausalConfig, KVCache, Pair, TextCache, View
+from reelign.models.causal import View
+from reelign.models.kv_cache import CausalConfig, KVCache, Pair, TextCache
 from reelign.sampling.noise import noise_after
 from reelign.sampling.slices import Made, side_by_side
 from reelign.sampling.stochastic import Stochastic, Transition, branched, joined

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from reelign.errors import ReelignError
 from reelign.models.base import Conditions, VideoModel
-from reelign.models.causal import KVCache, TextCache
+from reelign.models.kv_cache import KVCache, TextCache
 from reelign.sampling.noise import initial_noise
 from reelign.sampling.sample import SampleConfig, as_remembered, memory_level, next_block, own_sampler, remembered
 

@@ -27,7 +27,7 @@ from reelign.errors import ReelignError
 from reelign.flow.path import to_x0
 from reelign.flow.step import ode_step
 from reelign.models.base import Conditions, VideoModel, take
-from reelign.models.causal import CausalConfig
+from reelign.models.kv_cache import CausalConfig
 from reelign.sampling.noise import generator, initial_noise
 from reelign.sampling.sample import SampleConfig, guided_velocity, in_slices, memory_level, renoised
 from reelign.stages.asked import drawn

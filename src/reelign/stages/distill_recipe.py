@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from reelign.models.causal import CausalConfig
+from reelign.models.kv_cache import CausalConfig
 from reelign.sampling.sample import SampleConfig
 from reelign.stages.asked import PromptSource
 from reelign.stages.trainee import TraineeConfig

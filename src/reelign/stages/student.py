@@ -15,7 +15,8 @@ from reelign.evaluate.battery import run_battery
 from reelign.evaluate.evaluation import Evaluation
 from reelign.flow.path import to_x0
 from reelign.models.base import Conditions, VideoModel
-from reelign.models.causal import KVCache, TextCache, View
+from reelign.models.causal import View
+from reelign.models.kv_cache import KVCache, TextCache
 from reelign.sampling.sample import SampleConfig, as_remembered, memory_level, own_sampler, remembered, renoised
 from reelign.stages.context import StageContext
 from reelign.stages.distill_recipe import DistillConfig, StudentConfig
