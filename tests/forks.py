@@ -131,17 +131,24 @@ class Fork:
 
     def signal_when(self, ready: Callable[[], bool], number: signal.Signals) -> None:
         """Send a signal as soon as `ready`."""
-        until = time.monotonic() + 200
-        while not ready():
-            assert self._process.is_alive(), self.said[-3000:]
-            assert time.monotonic() < until
-            time.sleep(0.005)
-        os.kill(self._process.pid or 0, number)
+        signal_when(self._process, ready, number, lambda: self.said[-3000:])
 
     def kill_when(self, ready: Callable[[], bool]) -> None:
         """kill -9 as soon as `ready`: in the middle of the work, or when all has been done that a test looks at."""
         self.signal_when(ready, signal.SIGKILL)
         self.end(-signal.SIGKILL)
+
+
+def signal_when(
+    process: BaseProcess, ready: Callable[[], bool], number: signal.Signals, said: Callable[[], str] = str
+) -> None:
+    """Send a signal to a fork as soon as `ready`; if it ends before that, the test fails with what it `said`."""
+    until = time.monotonic() + 200
+    while not ready():
+        assert process.is_alive(), said()
+        assert time.monotonic() < until, said()
+        time.sleep(0.005)
+    os.kill(process.pid or 0, number)
 
 
 def started(target: Callable[..., None], *arguments: object) -> BaseProcess:

@@ -2,10 +2,8 @@
 
 import json
 import math
-import os
 import random
 import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 import torch
 
 from checkpoints import newest_weights
+from forks import signal_when
 from reelign.data.clip import write_clip
 from reelign.errors import ReelignError
 from reelign.evaluate.battery import tasks
@@ -114,12 +113,9 @@ def test_the_artifact_is_a_model_that_moves_otherwise_than_its_parent(votes, tmp
 def test_o_a_training_that_is_killed_twice_ends_in_the_same_bits(one_rank, listed, tmp_path):
     log = tmp_path / "dpo" / "metrics.jsonl"
     for update in (1, 2):
-        (process,), until = start(tmp_path, listed, **FULL), time.monotonic() + 120
-        while not (log.exists() and f'{{"step": {update}, "loss"' in log.read_text()):
-            assert process.is_alive()
-            assert time.monotonic() < until
-            time.sleep(0.005)
-        os.kill(process.pid or 0, signal.SIGKILL)
+        (process,) = start(tmp_path, listed, **FULL)
+        row = f'{{"step": {update}, "loss"'
+        signal_when(process, lambda row=row: log.exists() and row in log.read_text(), signal.SIGKILL)
         process.join(60)
         assert not (tmp_path / "dpo" / "model").exists()
     shuffled = read_votes(listed)
