@@ -108,8 +108,8 @@ def described(runs: list[Outcome]) -> dict[str, object]:
 
 
 def overtaken(found: dict[str, list[Outcome]], seeds: list[int], preset: str) -> dict[str, dict[str, float | None]]:
-    """Where flow-grpo is best, and the first validation of a preset that is as good (None if none is): for the mean
-    over the seeds, and for each seed, where the best of a few validations is partly luck."""
+    """Where a trained flow-grpo is best, and the first validation of a preset that is as good (None if none is): for
+    the mean over the seeds, and for each seed, where the best of a few validations is partly luck."""
     if not {preset, "flow-grpo"} <= found.keys():
         return {}
     rows = {"mean of the seeds": reached(mean_points(found[preset]), mean_points(found["flow-grpo"]))}
@@ -119,14 +119,14 @@ def overtaken(found: dict[str, list[Outcome]], seeds: list[int], preset: str) ->
 
 
 def reached(ours: list[Point], theirs: list[Point]) -> dict[str, float | None]:
-    """The best of their validations, and what of their cost ours need for it."""
-    best = max(theirs, key=lambda point: point.score)
+    """The best of their validations after the first, which is the parent's, and what of its cost ours need for it."""
+    best = max(theirs[1:], key=lambda point: point.score)
     there = next((point for point in ours[1:] if point.score >= best.score), None)
     return {
         "best_of_flow_grpo": best.score,
         "forwards_of_flow_grpo": best.forwards,
-        "share_of_forwards": there.forwards / best.forwards if there and best.forwards else None,
-        "share_of_seconds": there.seconds / best.seconds if there and best.seconds else None,
+        "share_of_forwards": there.forwards / best.forwards if there else None,
+        "share_of_seconds": there.seconds / best.seconds if there else None,
     }
 
 
