@@ -94,7 +94,8 @@ def main() -> None:
 
 
 def described(runs: list[Outcome]) -> dict[str, object]:
-    """A preset in numbers: cost of an update (median) and scores at the start, at best and at the end."""
+    """A preset in numbers: cost of an update (median), scores at the start, at best and at the end, and what its best
+    is on the test prompts against the parent."""
     updates = [update for outcome in runs for update in outcome.updates]
     seconds = [sum(v for k, v in update.items() if k.startswith("seconds/")) for update in updates]
     return {
@@ -104,6 +105,7 @@ def described(runs: list[Outcome]) -> dict[str, object]:
         "start": [outcome.points[0].score for outcome in runs],
         "best": [max(point.score for point in outcome.points) for outcome in runs],
         "end": [outcome.points[-1].score for outcome in runs],
+        "gsb": [outcome.gsb["overall"]["value"] for outcome in runs],
     }
 
 
@@ -179,9 +181,9 @@ def cost_table(costs: dict[str, dict[str, float]]) -> str:
 
 def table(rows: dict[str, dict], against: dict[str, dict[str, dict]]) -> str:
     """As Markdown; mean [lowest, highest] over seeds."""
-    lines = head("preset", "updates", "seconds an update", "forwards an update", "start", "best", "end")
+    lines = head("preset", "updates", "seconds an update", "forwards an update", "start", "best", "end", "GSB, best")
     for preset, row in rows.items():
-        scores = [over_seeds(row[name]) for name in ("start", "best", "end")]
+        scores = [over_seeds(row[name]) for name in ("start", "best", "end", "gsb")]
         cost = (f"{row['seconds_per_update']:.1f}", f"{row['forwards_per_update']:,.0f}")
         lines.append(line(preset, row["updates"], *cost, *scores))
     lines += ["", *head("who reaches flow-grpo's best", "", "its best", "share of its forwards", "of its seconds")]
