@@ -241,7 +241,7 @@ def test_a_prompt_is_read_once(folder):
 
 
 def test_a_place_is_found_once_and_holds_in_half_precision(folder):
-    """Angles turn in float32 also where everything else is narrower, and channels come out as they went in."""
+    """The angles stay in float32 where everything else is narrower."""
     model = causal(folder, CausalConfig(block=3))
     x, levels, conditions = inputs(model, frames=3)
     view = View(KVCache(end=90))

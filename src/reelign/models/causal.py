@@ -175,10 +175,11 @@ class CausalAttention:
             for own, full in zip(along, rotary, strict=True)
         ]
         turn = torch.stack(waves, -1)
-        return Place(turn.to(torch.promote_types(turn.dtype, torch.float32)), self._parts(cache, frames, tokens, turn))
+        parts = self._parts(cache, frames, tokens, latents.device)
+        return Place(turn.to(torch.promote_types(turn.dtype, torch.float32)), parts)
 
     def _parts(
-        self, cache: KVCache | None, frames: int, tokens: int, like: Tensor
+        self, cache: KVCache | None, frames: int, tokens: int, device: torch.device
     ) -> list[tuple[slice, Tensor | slice]] | None:
         if cache is not None:
             if frames != self.config.block:
@@ -188,7 +189,7 @@ class CausalAttention:
         for first, end in self.config.blocks(frames):
             seen = self.config.seen(end)
             whole = len(seen) == end
-            keys = slice(0, end * tokens) if whole else _tokens(seen, tokens, like.device)
+            keys = slice(0, end * tokens) if whole else _tokens(seen, tokens, device)
             parts.append((slice(first * tokens, end * tokens), keys))
         return parts
 
@@ -221,9 +222,10 @@ class _SelfAttention:
         view.made = (key.detach(), value.detach())
         keeping = nullcontext()
         if view.keys:
-            parts = [*(past.to(key) for past in view.keys), key], [*(past.to(value) for past in view.values), value]
-            key, value = torch.cat(parts[0], 1), torch.cat(parts[1], 1)
-            keeping = _kept_in_parts((key, parts[0]), (value, parts[1])) if view.shared else keeping
+            keys = [*(past.to(key) for past in view.keys), key]
+            values = [*(past.to(value) for past in view.values), value]
+            key, value = torch.cat(keys, 1), torch.cat(values, 1)
+            keeping = _kept_in_parts((key, keys), (value, values)) if view.shared else keeping
         parts = view.place.parts
         with keeping:
             if parts is None:
