@@ -175,7 +175,7 @@ def test_the_report_of_a_study_lies_in_it_and_that_of_a_file_beside_it(simulated
     assert f"wrote {file}, from 112 votes" in said(reelign("judge", "export", simulated, "--out", file))
     told = said(reelign("judge", "report", file, "--no-judges"))
     assert "SIMULATED: 112 of 112 votes." in told
-    assert "judge" not in told
+    assert not any(name in told for name in ("another rater", "training judge", "evaluation judge"))
     assert (tmp_path / "votes-report" / "report.html").exists()
 
 
@@ -315,7 +315,7 @@ def test_a_database_that_does_not_answer_is_said_before_anything_is_sampled_and_
 def test_a_database_is_used_once_and_found_again(sources, tmp_path):
     url = f"sqlite:///{tmp_path / 'votes.sqlite'}"
     said(reelign("judge", "new", *sources, "--out", tmp_path / "one", "--database", url, *SMALL))
-    assert "28" not in said(reelign("judge", "simulate", tmp_path / "one"))
+    assert "14 pairs judged by simulated raters" in said(reelign("judge", "simulate", tmp_path / "one"))
     told = message(reelign("judge", "new", *sources, "--out", tmp_path / "two", "--database", url))
     assert "holds a study already" in told
     (tmp_path / "votes.sqlite").unlink()
