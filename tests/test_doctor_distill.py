@@ -11,15 +11,16 @@ from diffusers import WanTransformer3DModel
 from command import DEMO, on_ranks, reelign
 from diagnosis import complaints, diagnosis
 from reelign.doctor import Finding
-from reelign.doctor.distill_cost import count, matched
+from reelign.doctor.distill_cost import an_update, count
 from reelign.doctor.distill_memory import need_of
-from reelign.doctor.distill_rehearsal import at_rest, cache_error, rehearsing
+from reelign.doctor.distill_rehearsal import Trainer, at_rest, cache_error, rehearsing
 from reelign.doctor.rehearsal import context_in
 from reelign.errors import ReelignError
 from reelign.models.kv_cache import CausalConfig, KVCache
 from reelign.models.load import MINIATURE, load_model
 from reelign.recipe import Recipe, load_recipe
 from reelign.stages.distill import Matching, models_of
+from reelign.stages.distill_recipe import PARTS
 from reelign.train.parallel import World
 from tiny_wan import tiny_wan
 
@@ -29,14 +30,15 @@ SMALL = {
     "prompts": [{"kind": "miniature", "count": 6}],
     "steps": 2,
     "shift": 3.0,
+    "unguided": {**TAUGHT, "updates": 3},
     "few_step": MATCH,
     "causal": {"block": 1, "window": 4, "sinks": 1},
     "initialise": {**TAUGHT, "updates": 3, "trajectories": 6},
     "self_forcing": MATCH,
 }
-PARTS = ("few_step", "initialise", "self_forcing")
 READ = ["prompts", "teacher", "steps", "causal", "budget", "trajectories"]
 REHEARSED = [
+    *[f"unguided.{line}" for line in ("update", "gradient", "ranks")],
     *[f"few_step.{line}" for line in ("start", "update", "gradient", "ranks")],
     *[f"initialise.{line}" for line in ("update", "gradient", "ranks")],
     *[f"self_forcing.{line}" for line in ("start", "update", "gradient", "ranks")],
@@ -70,13 +72,11 @@ def failed(*more: str) -> dict[str, str]:
     return complaints(recipe(*more))
 
 
-def trainer(folder, planned: Recipe, part: str) -> Matching:
+def trainer(folder, planned: Recipe, part: str) -> Trainer:
     assert planned.distill is not None
     context = context_in(folder / "distill", planned, ALONE)
     base, teacher = models_of(context, planned.distill)
-    made = rehearsing(part, base, teacher, planned.distill, context)
-    assert isinstance(made, Matching)
-    return made
+    return rehearsing(part, base, teacher, planned.distill, context)
 
 
 def test_a_sound_recipe_passes_every_finding_and_nothing_is_written(tmp_path):
@@ -86,11 +86,14 @@ def test_a_sound_recipe_passes_every_finding_and_nothing_is_written(tmp_path):
     assert list(found) == ["device", "model", "battery size", "sampler", "shards", *own, "disk"]
     said = {check.removeprefix("distill."): finding.sentence for check, finding in found.items()}
     assert said["prompts"] == "6 prompts."
-    assert said["teacher"] == "the run's own model, guided at 2; the student needs no guidance."
+    assert said["teacher"] == (
+        "the run's own model; the student takes over its guidance of 2 and is matched with scores that are guided at 2."
+    )
     assert said["steps"] == "the student takes 2 steps at the levels 1.000, 0.750."
     assert "5 blocks of 1 latent frame; the last one sees 4 frames of the past" in said["causal"]
     assert "1 sinks stay in sight" in said["causal"]
     assert said["budget"].startswith(
+        "unguided: 3 updates of 4 clips, 1 ranks x 2 passes x 2; "
         "few_step: 4 updates of 4 clips, 1 ranks x 2 passes x 2, 2 of the critic for each;"
     )
     assert said["trajectories"].endswith("the few-step student's; each is seen 2 times.")
@@ -99,7 +102,7 @@ def test_a_sound_recipe_passes_every_finding_and_nothing_is_written(tmp_path):
         assert said[f"{part}.gradient"].startswith("reaches all ")
         assert "under torchrun" in said[f"{part}.ranks"]
     assert "up to " in said["cache"]
-    assert " hours here (few_step " in said["cost"]
+    assert " hours here (unguided " in said["cost"]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -125,6 +128,7 @@ def test_adapters_are_covered_and_those_whose_gradient_comes_second_are_told_apa
         ("distill.causal={block: 1, window: 1}", "causal", "nothing of the past: set it to 2 or more"),
         ("distill.prompts=[{kind: list, path: none.txt}]", "prompts", "cannot read the prompt list"),
         ("distill.teacher=/no/such", "teacher", "there is no model '/no/such'"),
+        ("distill.unguided.guidance_scale=1", "teacher", "there is nothing to take over"),
         ("distill.few_step={method: lora, lora: {targets: [to_qq]}}", "few_step.lora", "matches no linear layer"),
     ],
 )
@@ -139,7 +143,7 @@ def test_a_batch_that_does_not_divide_over_the_ranks_is_answered_with_one_that_d
     monkeypatch.setenv("WORLD_SIZE", "3")
     said = failed()
     assert list(said) == ["distill.budget"]
-    assert said["distill.budget"] == "distill.few_step.batch_size=4 does not divide over 3 ranks: use 3."
+    assert said["distill.budget"] == "distill.unguided.batch_size=4 does not divide over 3 ranks: use 3."
 
 
 def test_a_teacher_with_other_latents_or_another_text_encoder_is_refused(tmp_path):
@@ -194,6 +198,7 @@ def test_a_loss_that_is_not_finite_is_a_finding_and_the_rest_is_still_looked_at(
 
 def test_l_a_critic_that_is_not_the_teacher_is_found_at_rest(tmp_path):
     own = trainer(tmp_path, recipe(), "few_step")
+    assert isinstance(own, Matching)
     assert "they are 0.0e+00 apart" in at_rest(own)
     assert own.guidance.guidance_scale == 2  # as it was
     assert all(parameter.grad is None for parameter in own.trainee.parameters.values())
@@ -216,15 +221,14 @@ def test_k_the_cache_is_checked_against_the_full_pass_and_one_that_forgets_is_fo
     assert cache_error(model, clean, noise, 0.75, conditions) > 1e-3
 
 
-@pytest.mark.parametrize("part", ["few_step", "self_forcing"])
+@pytest.mark.parametrize("part", ["unguided", "few_step", "self_forcing"])
 def test_evaluations_are_counted_as_they_are_spent(tmp_path, part):
     """With one step there is one exit, and the mean is what is spent."""
     for change in ("distill.guidance_scale=2.0", "distill.guidance_scale=1.0"):
         planned = recipe("distill.steps=1", change)
         assert planned.distill is not None
         own = trainer(tmp_path, planned, part)
-        scale = own.guidance.guidance_scale
-        wanted = matched(planned.distill, own.config, part == "self_forcing", scale)
+        wanted = an_update(part, own.config, planned, planned.distill, frames=5)
         assert own.one_update()["nfe"] == wanted.forward, change
 
 
@@ -236,7 +240,9 @@ def test_a_whole_run_is_counted():
     assert (found["few_step"].forward, found["few_step"].backward) == (4 * 4 * (3 * 1.5 + 2 + 1 + 2), 4 * 4 * 3)
     assert found["self_forcing"].forward == 4 * 4 * (3 * 2.5 + 2 + 1 + 2)
     assert found["initialise"].forward == 3 * round(4 * (1 + 4 / 5)) + 6 * 2  # 4 of 5 blocks are remembered
-    assert found["few_step"].judged == 3 * 3 * 2 + 3 * 4 * 2  # before, after 2 and 4; the guided teacher once
+    assert (found["unguided"].forward, found["unguided"].backward) == (3 * 4 * (1.5 + 2), 3 * 4)
+    assert found["unguided"].judged == 2 * 3 * 2 + 3 * 4 * 2  # after 2 and 3; the guided teacher once
+    assert found["few_step"].judged == 3 * 3 * 2  # before, after 2 and 4
     assert found["self_forcing"].judged == math.ceil(3 * 3 * (2 + 4 / 5))
 
 
@@ -270,7 +276,7 @@ def test_the_command_prints_each_line_once_on_two_ranks(tmp_path):
     assert done.returncode == 0, done.stderr + done.stdout
     said = " ".join(done.stdout.split())
     assert said.count("pass distill.cost:") == 1
-    assert said.count("2 ranks hold equal weights after one update") == 3
+    assert said.count("2 ranks hold equal weights after one update") == 4
     assert "few_step on 4 clips" in said
     assert not (tmp_path / "runs").exists()
 

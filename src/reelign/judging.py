@@ -102,9 +102,9 @@ class Judge:
         battery, student = self.recipe.battery.model_copy(update={"keep_clips": 0}), self._load(artifact)
         teacher = self._load(parent)
         offers = [Offer("teacher", teacher, self.recipe.sampler), Offer("student", student, self._sampler(student))]
-        few = folder / "few-step" / "model"
-        if few.exists():
-            model = self._load(str(few))
+        seeing_all = [place for part in ("few-step", "unguided") if (place := folder / part / "model").exists()]
+        if seeing_all:
+            model = self._load(str(seeing_all[0]))
             offers.insert(1, Offer("student that sees all frames", model, self._sampler(model)))
         offers += cheaper_teachers(teacher, self.recipe.sampler, evaluations(student, offers[-1].sampler, battery))
         found = {"teacher": before, "student": after}

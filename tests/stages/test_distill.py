@@ -18,6 +18,7 @@ from forks import Fork
 from miniatures import thin_miniature
 from reelign.errors import ReelignError
 from reelign.evaluate.battery import BatteryConfig
+from reelign.evaluate.evaluation import Evaluation, Item
 from reelign.models.base import VideoModel, take
 from reelign.models.kv_cache import CausalConfig
 from reelign.models.load import load_model
@@ -27,7 +28,8 @@ from reelign.stages.asked import build_prompts
 from reelign.stages.context import StageContext
 from reelign.stages.distill import Matching, load_teacher, run_part, student_of, trainer_of
 from reelign.stages.distill_recipe import PARTS, DistillConfig
-from reelign.stages.student import student_clip
+from reelign.stages.student import kept, student_clip
+from reelign.stages.unguided import Unguided
 from reelign.train.ledger import Ledger
 from reelign.train.loop import Interrupt
 from reelign.train.parallel import World
@@ -46,6 +48,7 @@ SMALL = {
     "prompts": [{"kind": "miniature", "count": 6}],
     "steps": 2,
     "shift": 3.0,
+    "unguided": {**TAUGHT, "updates": 4, "optim": {"lr": 1e-3}},
     "few_step": MATCH,
     "causal": {"block": 1, "window": 4, "sinks": 1},
     "initialise": {**TAUGHT, "updates": 4, "trajectories": 6, "optim": {"lr": 1e-3}},
@@ -86,9 +89,10 @@ def test_every_part_trains_and_leaves_an_artifact_the_last_one_that_of_the_stage
     assert final.causal is not None
     assert final.causal.config == CausalConfig(block=1, window=4, sinks=1)
     assert final.own_sampler == DistillConfig.model_validate(SMALL).sampler.model_dump(mode="json")
-    few = load_model(place(one_rank, "few_step") / "model", device="cpu")
-    assert few.causal is None
-    assert few.own_sampler == final.own_sampler
+    for part in ("unguided", "few_step"):
+        seeing_all = load_model(place(one_rank, part) / "model", device="cpu")
+        assert seeing_all.causal is None
+        assert seeing_all.own_sampler == final.own_sampler
     assert load_model(place(one_rank, "initialise") / "model", device="cpu").causal is not None
     assert len(list((place(one_rank, "initialise") / "trajectories").glob("*.safetensors"))) == 6
     card = json.loads((one_rank / "r" / "distill" / "model" / "card.json").read_text())
@@ -118,7 +122,7 @@ def test_the_page_and_the_summary_say_what_it_gives_for_its_cost(one_rank):
 
 
 def test_o_a_run_that_is_killed_in_every_part_ends_in_the_same_bits(one_rank, tmp_path):
-    for part, update in (("few_step", 3), ("initialise", 1), ("self_forcing", 2)):
+    for part, update in (("unguided", 2), ("few_step", 3), ("initialise", 1), ("self_forcing", 2)):
         log = place(tmp_path, part) / "metrics.jsonl"
         at_work = Fork(tmp_path, *arguments(tmp_path))
         at_work.kill_when(lambda part=part, update=update, log=log: log.exists() and update in rows(tmp_path, part))
@@ -199,6 +203,50 @@ def test_critic_and_student_learn_and_the_teacher_does_not(tmp_path, part):
     assert changed == {"teacher": False, "critic": True, "student": True}
     encoders = {id(model.pipeline.text_encoder) for model in networks.values()}
     assert len(encoders) == 1
+
+
+def unguided(folder: Path, **changes) -> Unguided:
+    recipe = DistillConfig.model_validate(SMALL | {"unguided": SMALL["unguided"] | changes})
+    base = load_model(thin_miniature(), device="cpu")
+    taught = trainer_of("unguided", base, base, recipe, context(folder))
+    assert isinstance(taught, Unguided)
+    return taught
+
+
+def test_an_unguided_student_is_moved_by_what_guidance_adds(tmp_path):
+    """It begins as the teacher, so before its first update the loss at the first step is, in velocities,
+    ((w - 1) (v - v_neg))^2."""
+    taught = unguided(tmp_path, guidance_scale=3.0)
+    noise = initial_noise([(0, "clip", 0), (0, "clip", 1)], taught.student.latent_shape(17, 32, 32))
+    conditions = taught.student.encode_text(["a large red circle moves left", "a small blue ring"])
+    loss, nfe = taught.loss(conditions, noise, exit_step=0)
+    with torch.no_grad():
+        plain, away = (
+            taught.teacher.velocity(noise, torch.ones(2), said)
+            for said in (conditions, taught.teacher.encode_text(["", ""]))
+        )
+    assert loss.item() == pytest.approx((2 * (plain - away)).square().mean().item(), rel=1e-4)
+    assert nfe == 2 * (1 + 2)
+    loss.backward()
+    assert all(float(p.grad.abs().max()) > 0 for p in taught.trainee.parameters.values())
+    assert all(p.grad is None for p in taught.teacher.pipeline.transformer.parameters())
+
+
+def test_an_unguided_student_learns_what_the_guided_teacher_predicts(tmp_path):
+    """On noise and prompts that it was not taught on it comes closer, at the first step and where that leads."""
+    taught = unguided(tmp_path, guidance_scale=6.0, updates=20, optim={"lr": 3e-4, "schedule": "cosine"})
+    noise = initial_noise([(7, "held out", place) for place in range(8)], taught.student.latent_shape(17, 32, 32))
+    conditions = taught.student.encode_text(["a large red circle moves left", "a small blue ring"] * 4)
+
+    def losses() -> list[float]:
+        with torch.no_grad():
+            return [taught.loss(conditions, noise, step)[0].item() for step in range(2)]
+
+    before = losses()
+    for update in range(20):
+        taught.update = update
+        taught.one_update()
+    assert all(after < 0.85 * first for after, first in zip(losses(), before, strict=True))
 
 
 @pytest.fixture
@@ -377,7 +425,11 @@ def test_a_rollout_keeps_each_block_of_the_past_once_for_all_backward_passes(che
             f"distill={json.dumps(SMALL | {'steps': 1, 'causal': {'memory': 'last_step'}})}",
             "needs `steps: 2` at least",
         ),
-        ("distill.few_step=null", "needs `few_step`"),
+        (
+            f"distill={json.dumps(SMALL | {'few_step': None, 'unguided': None})}",
+            "needs a student of few steps: `few_step` or `unguided`",
+        ),
+        ("distill.unguided.guidance_scale=1", "there is nothing to take over"),
         ("distill.self_forcing=null", "needs `self_forcing`"),
         ("distill.prompts=[{kind: list, path: none.txt}]", "none.txt"),
         ("distill.self_forcing.critic_update=3", "did you mean `critic_updates`?"),
@@ -440,6 +492,16 @@ def test_a_teacher_whose_text_encoder_is_a_copy_in_another_precision_is_taken(tm
 def test_the_student_carries_the_enhancer_of_its_parent(one_rank):
     enhancer = one_rank / "r" / "distill" / "model" / "enhancer"
     assert not enhancer.exists()  # its parent has none
+
+
+def test_what_a_student_has_beyond_its_teacher_does_not_make_up_for_what_it_lost():
+    def judged(text: float, motion: float) -> Evaluation:
+        return Evaluation({}, ("text", "motion"), (Item("a", "a", 0, {"text": text, "motion": motion}, {}),))
+
+    teacher = judged(0.9, 0.5)
+    assert kept(teacher, teacher) == pytest.approx(0.7)
+    assert kept(teacher, judged(0.8, 0.9)) == pytest.approx(0.65)
+    assert kept(teacher, judged(0.85, 0.4)) == pytest.approx(0.625)
 
 
 class _BesideASlowOne(World):

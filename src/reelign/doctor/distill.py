@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from reelign.doctor.cost import CPU_RATE, not_rehearsed, operations, rounded
-from reelign.doctor.distill_cost import Spent, count, matched, way
+from reelign.doctor.distill_cost import Spent, an_update, count, way
 from reelign.doctor.distill_memory import distill_disk, distill_memory, past_bytes, rows_of, trajectory_bytes
 from reelign.doctor.distill_rehearsal import rehearsed, shortened
 from reelign.doctor.finding import Finding, any_failed, look, obtain
@@ -63,15 +63,14 @@ def examine_distill(recipe: Recipe, config: DistillConfig, model: VideoModel, wo
 def _seconds_on_a_cpu(recipe: Recipe, config: DistillConfig, model: VideoModel) -> float:
     """To rehearse, roughly: a matching part takes an update, one look at rest, and with adapters a second update."""
     small, work = shortened(config, World(0, 1, torch.device("cpu"), None)), 0.0
+    frames = model.latent_shape(recipe.battery.frames, recipe.battery.height, recipe.battery.width)[1]
     for name, part in small.parts.items():
         updates = 2 if part.method == "lora" else 1
         if isinstance(part, MatchConfig):
-            once = matched(small, part, name != "few_step", config.guidance(recipe.sampler).guidance_scale)
-            work += (updates + 1) * once.work(part.gradient_checkpointing)
-        else:
-            assert isinstance(part, InitialiseConfig)
-            update = Spent(4 * part.batch_size, part.batch_size, 0)  # at most, whoever the teacher is
-            work += part.trajectories * way(recipe, small) + updates * update.work(part.gradient_checkpointing)
+            updates += 1  # the look at rest
+        if isinstance(part, InitialiseConfig):
+            work += part.trajectories * way(recipe, small)
+        work += updates * an_update(name, part, recipe, small, frames).work(part.gradient_checkpointing)
     return work * operations(recipe.battery, model) / CPU_RATE
 
 
@@ -95,6 +94,11 @@ def _teacher(recipe: Recipe, config: DistillConfig, model: VideoModel) -> tuple[
         teacher = load_teacher(config.teacher, model, context_in(Path(), recipe, alone))
         who = f"{config.teacher}, {parameters(teacher) / 1e6:.1f} M weights"
         memory = parameters(teacher) * width_of(recipe.dtype) / planned_ranks() + frozen_bytes(teacher)
+    if config.unguided is not None:
+        taken = f"the student takes over its guidance of {config.absorbed(recipe.sampler).guidance_scale:g}"
+        matching = any(isinstance(part, MatchConfig) for part in config.parts.values())
+        scores = f" and is matched with scores that are guided at {scale:g}" if matching else ""
+        return memory, f"{who}; {taken}{scores}."
     if scale == 1:
         return memory, f"{who}, without guidance: the student will be what it is without guidance, in fewer steps."
     return memory, f"{who}, guided at {scale:g}; the student needs no guidance."

@@ -5,8 +5,9 @@ With a batch of B and n updates of the critic, an update of a student of k steps
     B ((n + 1) ((k + 1) / 2 + c) + n + 1 + t)
 
 evaluations and B (n + 1) backward passes: clips are left at a random step, a causal student remembers its blocks
-(c = 1, else 0), and a guided teacher takes t = 2, an unguided one 1. One of first weights takes B (1 + r) and B: all
-blocks but the last, a share r of the clip, are remembered; causal consistency predicts twice.
+(c = 1, else 0), and a guided teacher takes t = 2, an unguided one 1. One of an unguided student takes
+B ((k + 1) / 2 + 2) and B. One of first weights takes B (1 + r) and B: all blocks but the last, a share r of the clip,
+are remembered; causal consistency predicts twice.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from reelign.models.kv_cache import CausalConfig
 from reelign.recipe import Recipe
 from reelign.sampling.sample import clip_evaluations
 from reelign.stages.causal_init import BETWEEN, evaluations
-from reelign.stages.distill_recipe import DistillConfig, InitialiseConfig, MatchConfig
+from reelign.stages.distill_recipe import CAUSAL, DistillConfig, InitialiseConfig, MatchConfig, StudentConfig
 
 
 @dataclass(frozen=True)
@@ -47,25 +48,28 @@ def count(recipe: Recipe, config: DistillConfig, model: VideoModel) -> dict[str,
     frames = model.latent_shape(battery.frames, battery.height, battery.width)[1]
     found = {}
     for name, part in config.parts.items():
-        causal = name != "few_step"
         looks = -(-part.updates // part.validate_every)
         if isinstance(part, MatchConfig):
             looks += 1  # before the first update
-            update = matched(config, part, causal, config.guidance(recipe.sampler).guidance_scale)
-            forward, backward = part.updates * update.forward, part.updates * update.backward
-        else:
-            assert isinstance(part, InitialiseConfig)
-            assert config.causal is not None
-            update = initialised(config.causal, part, frames)
-            forward = part.updates * update.forward + part.trajectories * way(recipe, config)
-            backward = part.updates * update.backward
-        made = clip_evaluations(config.sampler, config.causal if causal else None, frames)
+        update = an_update(name, part, recipe, config, frames)
+        ways = part.trajectories * way(recipe, config) if isinstance(part, InitialiseConfig) else 0
+        made = clip_evaluations(config.sampler, config.causal if name in CAUSAL else None, frames)
         judged = math.ceil(looks * battery.validation_count * made)
-        found[name] = Spent(forward, backward, judged)
+        found[name] = Spent(part.updates * update.forward + ways, part.updates * update.backward, judged)
     first = next(iter(found))
     teacher = battery.validation_count * recipe.sampler.evaluations
     found[first] = Spent(found[first].forward, found[first].backward, found[first].judged + teacher)
     return found
+
+
+def an_update(name: str, part: StudentConfig, recipe: Recipe, config: DistillConfig, frames: int) -> Spent:
+    """One update of a part, of clips of so many latent frames."""
+    if isinstance(part, MatchConfig):
+        return matched(config, part, name in CAUSAL, config.guidance(recipe.sampler).guidance_scale)
+    if isinstance(part, InitialiseConfig):
+        assert config.causal is not None
+        return initialised(config.causal, part, frames)
+    return Spent(round(part.batch_size * ((config.steps + 1) / 2 + 2)), part.batch_size, 0)
 
 
 def matched(config: DistillConfig, part: MatchConfig, causal: bool, guidance: float) -> Spent:

@@ -28,7 +28,7 @@ from reelign.doctor.memory import (
 )
 from reelign.models.base import VideoModel
 from reelign.recipe import Recipe
-from reelign.stages.distill_recipe import DistillConfig, InitialiseConfig, MatchConfig, StudentConfig
+from reelign.stages.distill_recipe import CAUSAL, DistillConfig, InitialiseConfig, MatchConfig, StudentConfig
 from reelign.stages.student import chunks_of
 from reelign.train.parallel import World
 
@@ -101,7 +101,7 @@ def need_of(
     activations = seen * activation_bytes(model, width, part.gradient_checkpointing)
     past = 0.0
     frames = model.latent_shape(size.frames, size.height, size.width)[1]
-    if name != "few_step" and config.causal is not None:
+    if name in CAUSAL and config.causal is not None:
         past = rows * past_bytes(recipe, model, frames - config.causal.block)
     return Need(weights, states, activations, past, rendering_bytes(size, model, size.batch_size, width), rows)
 

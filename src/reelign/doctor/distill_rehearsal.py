@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from reelign.doctor.distill_cost import Spent, initialised
+from reelign.doctor.distill_cost import Spent
 from reelign.doctor.distill_memory import rows_of
 from reelign.doctor.finding import Finding, look, on_all_ranks
 from reelign.doctor.gradient import reached
@@ -28,6 +28,7 @@ from reelign.stages.context import StageContext
 from reelign.stages.distill import Matching, models_of, part_context, trainer_of
 from reelign.stages.distill_recipe import DistillConfig, InitialiseConfig, MatchConfig
 from reelign.stages.trainee import trained
+from reelign.stages.unguided import Unguided
 from reelign.train.parallel import World
 
 APART = {"float32": 1e-4, "bfloat16": 5e-2}
@@ -35,7 +36,7 @@ APART = {"float32": 1e-4, "bfloat16": 5e-2}
 ALIKE = {"float32": 1e-5, "bfloat16": 2e-2}
 """How far teacher and critic may lie apart while they are the same network."""
 ADVICE = "Lower the micro_batch of this part, turn on its gradient_checkpointing, or use its method=lora or more ranks."
-Trainer = Matching | Initialisation
+Trainer = Unguided | Matching | Initialisation
 
 
 def rehearsed(
@@ -150,13 +151,8 @@ def _updated(trainer: Trainer, part: str) -> tuple[str, float]:
             f"after one update {' and '.join(f'{name} is {numbers[name]}' for name in broken)}. Lower "
             f"distill.{part}.optim.lr, or try dtype=float32 to see whether precision is the reason."
         )
-    config, size = trainer.config, trainer.context.battery
-    if isinstance(trainer, Matching):
-        update = Spent(int(numbers["nfe"]), 2 * config.batch_size, 0)
-    else:
-        assert trainer.student.causal is not None
-        frames = trainer.student.latent_shape(size.frames, size.height, size.width)[1]
-        update = initialised(trainer.student.causal.config, trainer.config, frames)
+    config, turns = trainer.config, 2 if isinstance(trainer, Matching) else 1
+    update = Spent(round(numbers["nfe"]), turns * config.batch_size, 0)
     unit = spent * trainer.context.world.size / update.work(config.gradient_checkpointing)
     said = ", ".join(f"{name.replace('_', ' ')} {numbers[name]:.3g}" for name in names)
     return f"one update of {config.batch_size} clips in {spent:.2g} seconds: {said}.", unit

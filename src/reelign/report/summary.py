@@ -23,7 +23,7 @@ from reelign.train.ledger import Ledger
 
 WITHOUT = "without"
 """Folder of a stage that adds something to its parent: the same model on the same battery without it."""
-PARTS = ("few-step", "initialise", "self-forcing")
+PARTS = ("unguided", "few-step", "initialise", "self-forcing")
 """Folders of the parts of a distillation."""
 BARGAIN, DRIFT = "bargain.json", "drift.json"
 """Files of a distillation: quality against cost of each way to make clips, and of the parts of a long rollout."""

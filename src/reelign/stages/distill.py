@@ -1,5 +1,6 @@
-"""Stage 4, distillation: few steps by distribution matching, then a causal student, then self-forcing.
+"""Stage 4, distillation: no guidance, few steps by distribution matching, a causal student, then self-forcing.
 
+    unguided       a student that predicts what its guided teacher does (`unguided.py`)
     few_step       a student of a few steps that sees all frames (DMD, arXiv 2311.18828, 2405.14867)
     initialise     the first weights of a causal student, by regression on trajectories (`causal_init.py`)
     self_forcing   matching again, on clips that the causal student makes from its own past (arXiv 2506.08009)
@@ -27,14 +28,15 @@ from reelign.models.adapter import merge_lora
 from reelign.models.base import CARD, Conditions, VideoModel, take
 from reelign.models.load import ENHANCER, enhancer_folder, load_model
 from reelign.models.text_encoders import difference
-from reelign.sampling.noise import generator, initial_noise
+from reelign.sampling.noise import generator
 from reelign.sampling.sample import guided_velocity, in_slices
-from reelign.stages.asked import build_prompts, drawn
+from reelign.stages.asked import build_prompts
 from reelign.stages.causal_init import Initialisation, Trajectories
 from reelign.stages.context import StageContext
-from reelign.stages.distill_recipe import DistillConfig, MatchConfig
+from reelign.stages.distill_recipe import CAUSAL, DistillConfig, MatchConfig
 from reelign.stages.student import StudentTraining, student_clip
 from reelign.stages.trainee import choose_trained, trained
+from reelign.stages.unguided import Unguided
 from reelign.train.checkpoint import Checkpoints
 from reelign.train.optim import Optimizer
 
@@ -77,9 +79,11 @@ def part_context(context: StageContext, part: str, started: str) -> StageContext
 
 def trainer_of(
     part: str, base: VideoModel, teacher: VideoModel, config: DistillConfig, context: StageContext
-) -> Matching | Initialisation:
+) -> Unguided | Matching | Initialisation:
     """The trainer of a part; `context` is the part's own."""
-    prompts, student = build_prompts(config.prompts), student_of(base, context.parent, config, part != "few_step")
+    prompts, student = build_prompts(config.prompts), student_of(base, context.parent, config, part in CAUSAL)
+    if part == "unguided":
+        return Unguided(student, teacher, prompts, context, config)
     if part == "initialise":
         ways = trajectories_of(base, teacher, context.parent, config, context)
         return Initialisation(student, teacher, prompts, ways, context, config)
@@ -265,24 +269,10 @@ class Matching(StudentTraining):
 
     def drawn(self, turn: int) -> Iterator[tuple[Conditions, Tensor, Tensor, Tensor, int]]:
         """This rank's micro-batches: conditions, the student's noise, noise and levels of the scores, and the step at
-        which the student is left, which all ranks and clips share."""
-        world, size, seed = self.context.world, self.context.battery, self.context.seed
-        shape = self.student.latent_shape(size.frames, size.height, size.width)
-        key = (self.part, seed, self.update, turn)
-        exit_step = int(torch.randint(self.sampler.steps, (1,), generator=generator("exit", *key)))
-        share = self.config.batch_size // world.size
-        start = (self.update * (self.config.critic_updates + 1) + turn) * self.config.batch_size + world.rank * share
-        for first in range(start, start + share, share // self.chunks):
-            positions = range(first, first + share // self.chunks)
-            texts = [prompt.text for prompt in drawn(self.prompts, positions, seed)]
+        which the student is left."""
+        key, exit_step = (self.part, self.context.seed, self.update, turn), self.exit_step(turn)
+        for positions, conditions, noise in self.asked(turn, self.config.critic_updates + 1):
             sources = [generator("match", *key, position) for position in positions]
-            noise = initial_noise([(seed, self.part, position) for position in positions], shape)
-            eps = torch.stack([torch.randn(shape, generator=source) for source in sources])
+            eps = torch.stack([torch.randn(noise.shape[1:], generator=source) for source in sources])
             levels = torch.cat([matching_levels(1, self.config.level_shift, source) for source in sources])
-            yield (
-                self.student.encode_text(texts),
-                noise.to(world.device),
-                eps.to(world.device),
-                levels.to(world.device),
-                exit_step,
-            )
+            yield conditions, noise, eps.to(noise.device), levels.to(noise.device), exit_step

@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from reelign.errors import ReelignError
 from reelign.models.kv_cache import CausalConfig
 from reelign.sampling.sample import SampleConfig
 from reelign.stages.asked import PromptSource
@@ -13,12 +14,14 @@ from reelign.stages.trainee import TraineeConfig
 from reelign.train.optim import OptimConfig
 from reelign.train.track import Sink
 
-PARTS = ("few_step", "initialise", "self_forcing")
-"""Trainings of a student in their order, by their key in a recipe."""
+CAUSAL = ("initialise", "self_forcing")
+"""Trainings of a causal student, by their key in a recipe."""
+PARTS = ("unguided", "few_step", *CAUSAL)
+"""All trainings of a student in their order."""
 
 
 class StudentConfig(TraineeConfig):
-    """What all three trainings of a student share."""
+    """What all trainings of a student share."""
 
     updates: int = Field(default=600, ge=1, description="Optimiser steps of the student.")
     batch_size: int = Field(default=64, ge=1, description="Clips of an update, over all ranks.")
@@ -27,6 +30,14 @@ class StudentConfig(TraineeConfig):
     patience: int | None = Field(default=4, ge=1, description="Validations without a new best before it stops early.")
     save_every: int = Field(default=100, ge=1, description="Updates between checkpoints.")
     track: list[Sink] = Field(default_factory=list, description="Besides metrics.jsonl: tensorboard, wandb.")
+
+
+class UnguidedConfig(StudentConfig):
+    """Guidance distillation (arXiv 2210.03142): one evaluation of the student for the teacher's two."""
+
+    guidance_scale: float | None = Field(
+        default=None, ge=0, description="Guidance that the student takes over; the deployment sampler's by default."
+    )
 
 
 class MatchConfig(StudentConfig):
@@ -58,10 +69,11 @@ class DistillConfig(BaseModel):
     prompts: list[PromptSource] = Field(min_length=1, description="What is asked for; no videos are needed.")
     teacher: str | None = Field(default=None, description="Another, larger model; by default the run's own.")
     guidance_scale: float | None = Field(
-        default=None, ge=0, description="Guidance of the teacher; the deployment sampler's by default."
+        default=None, ge=0, description="Guidance of the teacher's scores; the deployment sampler's by default."
     )
     steps: int = Field(default=4, ge=1, le=50, description="Steps of the student.")
     shift: float = Field(default=5.0, gt=0, description="Shift of the student's grid.")
+    unguided: UnguidedConfig | None = Field(default=None, description="A student that needs no guidance.")
     few_step: MatchConfig | None = Field(default=None, description="A student of few steps that sees all frames.")
     causal: CausalConfig | None = Field(default=None, description="How a causal student sees the past.")
     initialise: InitialiseConfig | None = Field(default=None, description="First weights of a causal student.")
@@ -71,8 +83,9 @@ class DistillConfig(BaseModel):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        if self.few_step is None and self.self_forcing is None:
-            raise ValueError("there is nothing to distil: give `few_step`, `self_forcing` or both")
+        whole_clips = self.unguided is not None or self.few_step is not None
+        if not whole_clips and self.self_forcing is None:
+            raise ValueError("there is nothing to distil: give `unguided`, `few_step` or `self_forcing`")
         if self.causal is None and (self.initialise is not None or self.self_forcing is not None):
             raise ValueError(
                 "`initialise` and `self_forcing` train a causal student: give `causal` with its block size"
@@ -81,8 +94,8 @@ class DistillConfig(BaseModel):
             raise ValueError("a `causal` student needs `self_forcing`")
         if self.causal is not None and self.causal.memory == "last_step" and self.steps == 1:
             raise ValueError("`causal.memory: last_step` needs `steps: 2` at least: the last of one sees only noise")
-        if self.initialise is not None and self.initialise.teacher == "few_step" and self.few_step is None:
-            raise ValueError("`initialise.teacher: few_step` needs `few_step`")
+        if self.initialise is not None and self.initialise.teacher == "few_step" and not whole_clips:
+            raise ValueError("`initialise.teacher: few_step` needs a student of few steps: `few_step` or `unguided`")
         return self
 
     @property
@@ -91,11 +104,29 @@ class DistillConfig(BaseModel):
         return {part: found for part in PARTS if (found := getattr(self, part)) is not None}
 
     def guidance(self, deployed: SampleConfig) -> SampleConfig:
-        """How the teacher is guided: as it is deployed, if the recipe does not say otherwise."""
-        scale = deployed.guidance_scale if self.guidance_scale is None else self.guidance_scale
-        return SampleConfig(guidance_scale=scale, negative_prompt=deployed.negative_prompt)
+        """How the teacher's scores are guided: as it is deployed, if the recipe does not say otherwise."""
+        return _guided(deployed, self.guidance_scale)
+
+    def absorbed(self, deployed: SampleConfig) -> SampleConfig:
+        """The guidance that an unguided student takes over.
+
+        Raises:
+            ReelignError: there is none.
+        """
+        found = _guided(deployed, self.unguided and self.unguided.guidance_scale)
+        if found.guidance_scale == 1:
+            raise ReelignError(
+                "distill.unguided: the teacher is not guided (guidance_scale=1), so there is nothing to take over; "
+                "leave the part out or give it a guidance_scale."
+            )
+        return found
 
     @property
     def sampler(self) -> SampleConfig:
         """How the student is sampled."""
         return SampleConfig(steps=self.steps, shift=self.shift, solver="renoise", guidance_scale=1.0)
+
+
+def _guided(deployed: SampleConfig, scale: float | None) -> SampleConfig:
+    scale = deployed.guidance_scale if scale is None else scale
+    return SampleConfig(guidance_scale=scale, negative_prompt=deployed.negative_prompt)

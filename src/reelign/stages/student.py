@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from reelign.flow.path import to_x0
 from reelign.models.base import Conditions, VideoModel
 from reelign.models.causal import View
 from reelign.models.kv_cache import KVCache, TextCache
+from reelign.sampling.noise import generator, initial_noise
 from reelign.sampling.sample import SampleConfig, as_remembered, memory_level, own_sampler, remembered, renoised
+from reelign.stages.asked import drawn
 from reelign.stages.context import StageContext
 from reelign.stages.distill_recipe import DistillConfig, StudentConfig
 from reelign.stages.monitors import lost_motion, record_alarms
@@ -53,6 +55,24 @@ class StudentTraining(Updates):
         """Clips that an update looks at, over all ranks."""
         return self.plan.batch_size
 
+    def exit_step(self, turn: int = 0) -> int:
+        """The step at which the clips of a turn of this update are left, which all ranks and clips share."""
+        source = generator("exit", self.part, self.context.seed, self.update, turn)
+        return int(torch.randint(self.sampler.steps, (1,), generator=source))
+
+    def asked(self, turn: int = 0, turns: int = 1) -> Iterator[tuple[range, Conditions, Tensor]]:
+        """This rank's micro-batches of one of the `turns` of an update: positions, conditions, and noise to start
+        from (B, C, F, h, w)."""
+        world, size, seed = self.context.world, self.context.battery, self.context.seed
+        shape = self.student.latent_shape(size.frames, size.height, size.width)
+        share = self.plan.batch_size // world.size
+        start = (self.update * turns + turn) * self.plan.batch_size + world.rank * share
+        for first in range(start, start + share, share // self.chunks):
+            positions = range(first, first + share // self.chunks)
+            texts = [prompt.text for prompt in drawn(self.prompts, positions, seed)]
+            noise = initial_noise([(seed, self.part, position) for position in positions], shape)
+            yield positions, self.student.encode_text(texts), noise.to(world.device)
+
     def state(self) -> dict[str, Any]:
         """What training goes on from."""
         return {**self.trainee.state(), "watch": self.watch, "update": self.update}
@@ -62,11 +82,11 @@ class StudentTraining(Updates):
         return self.watch.stale()
 
     def validated(self) -> float:
-        """The held-out score of the averaged student, against the teacher in deployment."""
+        """How much the averaged student has of the teacher in deployment, on held-out prompts."""
         with self.trainee.ema.swapped():
             numbers = self.watch.look(self.update)
         self.tracker.log(self.update, **numbers)
-        return numbers["validation/mean"]
+        return numbers["validation/kept"]
 
     def finish(self, target: Path) -> None:
         """Write the averaged weights with the best held-out score as the artifact `target`."""
@@ -86,12 +106,12 @@ def student_clip(
     the other; the block that it has just made enters its past without gradient (arXiv 2506.08009, algorithm 1).
     """
     if student.causal is None:
-        return _left_at(student, conditions, noise, sampler, exit_step)[0], len(noise) * (exit_step + 1)
+        return left_at(student, conditions, noise, sampler, exit_step)[0], len(noise) * (exit_step + 1)
     causal = student.causal.config
 
     def made(first: int, end: int) -> tuple[Tensor, Tensor]:
         own = noise[:, :, first:end]
-        clean, seen = _left_at(student, conditions, own, sampler, exit_step)
+        clean, seen = left_at(student, conditions, own, sampler, exit_step)
         if causal.memory == "last_step" and exit_step == sampler.steps - 1:
             return clean, seen
         return clean, as_remembered(causal, sampler, clean.detach(), own)
@@ -120,10 +140,11 @@ def block_by_block(
     return torch.cat(found, 2)
 
 
-def _left_at(
+def left_at(
     student: VideoModel, conditions: Conditions, noise: Tensor, sampler: SampleConfig, exit_step: int
 ) -> tuple[Tensor, Tensor]:
-    """What is predicted at `exit_step`, and what was seen there."""
+    """The clips (B, C, F, h, w) that a student of all frames, or of one block, predicts at `exit_step`, and what it saw
+    there. The steps before it carry no gradient."""
     grid, x = sampler.grid, noise
 
     def predicted(x: Tensor, index: int) -> Tensor:
@@ -146,6 +167,16 @@ def chunks_of(config: StudentConfig, world: World) -> int:
     if rest:
         raise ReelignError(f"distill: batch_size={config.batch_size} does not divide over {world.size} ranks.")
     return next(count for count in range(-(-share // config.micro_batch), share + 1) if share % count == 0)
+
+
+def kept(teacher: Evaluation, student: Evaluation) -> float:
+    """How much a student has of its teacher: the mean over the axes of its scores, each counted up to the teacher's.
+
+    What it has beyond its teacher on one axis does not make up for what it lost on another: a student that moves more
+    and forgets words would pass for the better one.
+    """
+    before, after = teacher.means(), student.means()
+    return sum(min(after[axis], value) for axis, value in before.items()) / len(before)
 
 
 class Watch:
@@ -198,7 +229,7 @@ class Watch:
             found = self._validation(self.student, sampler, f"update {update}")
             cost.nfe, cost.clips = found.nfe, len(found.items)
         numbers = {f"validation/{axis}": value for axis, value in found.means().items()}
-        score = sum(numbers.values()) / len(numbers)
+        mean, score = sum(numbers.values()) / len(numbers), kept(reference, found)
         raised = lost_motion(reference, found)
         better = score > self.best
         self.since_best = 0 if better else self.since_best + 1
@@ -206,7 +237,7 @@ class Watch:
         self.best = max(self.best, score)
         if self.context.world.is_main:
             record_alarms(self.context.folder / "alarms.json", update, raised)
-        return {**numbers, "validation/mean": score, "alarms": float(len(raised))}
+        return {**numbers, "validation/mean": mean, "validation/kept": score, "alarms": float(len(raised))}
 
     def _teacher(self) -> Evaluation:
         """The teacher's validation, sampled once for all parts of the stage."""
