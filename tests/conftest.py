@@ -11,6 +11,8 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+# As every command that a test forks has it, before torch looks: sums depend on the number of threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The same examples at every run, however slow the machine: a test that fails must fail again.
 settings.register_profile("reelign", derandomize=True, deadline=None)
 settings.load_profile("reelign")

@@ -24,6 +24,7 @@ TITLES = {
     "visual": "Visual quality",
     "motion": "Motion quality",
     "overall": "Overall",
+    "kept": "Kept of the teacher",
     "loss": "Training loss",
     "grad_norm": "Gradient norm",
     "lr": "Learning rate",
