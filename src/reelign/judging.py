@@ -22,6 +22,7 @@ from reelign.models.load import enhancer_folder, load_model
 from reelign.recipe import Recipe
 from reelign.report.summary import BARGAIN, DRIFT, WITHOUT
 from reelign.sampling.sample import SampleConfig, own_sampler
+from reelign.stages.distill_recipe import CAUSAL, PARTS
 from reelign.train.ledger import Ledger
 from reelign.train.parallel import World
 
@@ -102,9 +103,10 @@ class Judge:
         battery, student = self.recipe.battery.model_copy(update={"keep_clips": 0}), self._load(artifact)
         teacher = self._load(parent)
         offers = [Offer("teacher", teacher, self.recipe.sampler), Offer("student", student, self._sampler(student))]
-        seeing_all = [place for part in ("few-step", "unguided") if (place := folder / part / "model").exists()]
-        if seeing_all:
-            model = self._load(str(seeing_all[0]))
+        whole_clips = [folder / part.replace("_", "-") / "model" for part in reversed(PARTS) if part not in CAUSAL]
+        before_it = next((place for place in whole_clips if place.exists()), None)
+        if student.causal is not None and before_it is not None:
+            model = self._load(str(before_it))
             offers.insert(1, Offer("student that sees all frames", model, self._sampler(model)))
         offers += cheaper_teachers(teacher, self.recipe.sampler, evaluations(student, offers[-1].sampler, battery))
         found = {"teacher": before, "student": after}

@@ -55,6 +55,7 @@ from reelign.stages import sft as sft_module
 from reelign.stages import student as student_module
 from reelign.stages import studio as studio_module
 from reelign.stages import training as training_module
+from reelign.stages import unguided as unguided_module
 from reelign.stages import updates as updates_module
 from reelign.stages import votes as votes_module
 from reelign.stages.context import Progress, StageContext, silent
@@ -267,7 +268,7 @@ class _Run:
         """Distil what the stage `before` left. An enhancer changes no generator: the student is compared with the stage
         that made the generator."""
         made = json.loads((self.folder / before / "stage.json").read_text(encoding="utf-8"))
-        code = (distill_module, student_module, updates_module, causal_init_module, match_module)
+        code = (distill_module, student_module, updates_module, unguided_module, causal_init_module, match_module)
         key = self._key(config, [made["fingerprint"]], *code)
         self._stage(
             "distill",

@@ -70,6 +70,18 @@ class Recipe(BaseModel):
                 raise ValueError(f"`{name}:` learns from votes, and there is no `votes:` to say whose")
         return self
 
+    @model_validator(mode="after")
+    def _has_guidance(self) -> Self:
+        distill = self.distill
+        if distill is None or distill.unguided is None:
+            return self
+        if distill.absorbed(self.sampler).guidance_scale <= 1:
+            raise ValueError(
+                "`distill.unguided:` takes over guidance, and `sampler.guidance_scale` is 1: give the part a "
+                "guidance_scale of its own, or leave it out"
+            )
+        return self
+
     @property
     def folder(self) -> Path:
         """Where the run lives."""

@@ -95,10 +95,10 @@ def _teacher(recipe: Recipe, config: DistillConfig, model: VideoModel) -> tuple[
         who = f"{config.teacher}, {parameters(teacher) / 1e6:.1f} M weights"
         memory = parameters(teacher) * width_of(recipe.dtype) / planned_ranks() + frozen_bytes(teacher)
     if config.unguided is not None:
-        taken = f"the student takes over its guidance of {config.absorbed(recipe.sampler).guidance_scale:g}"
+        taken = f"the student takes over guidance of {config.absorbed(recipe.sampler).guidance_scale:g}"
         matching = any(isinstance(part, MatchConfig) for part in config.parts.values())
-        scores = f" and is matched with scores that are guided at {scale:g}" if matching else ""
-        return memory, f"{who}; {taken}{scores}."
+        scores = "without guidance" if scale == 1 else f"guided at {scale:g}"
+        return memory, f"{who}; {taken}{f', and is then matched with scores {scores}' if matching else ''}."
     if scale == 1:
         return memory, f"{who}, without guidance: the student will be what it is without guidance, in fewer steps."
     return memory, f"{who}, guided at {scale:g}; the student needs no guidance."

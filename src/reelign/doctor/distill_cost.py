@@ -5,9 +5,9 @@ With a batch of B and n updates of the critic, an update of a student of k steps
     B ((n + 1) ((k + 1) / 2 + c) + n + 1 + t)
 
 evaluations and B (n + 1) backward passes: clips are left at a random step, a causal student remembers its blocks
-(c = 1, else 0), and a guided teacher takes t = 2, an unguided one 1. One of an unguided student takes
-B ((k + 1) / 2 + 2) and B. One of first weights takes B (1 + r) and B: all blocks but the last, a share r of the clip,
-are remembered; causal consistency predicts twice.
+(c = 1, else 0), and a teacher takes t = 2 with guidance, 1 without. One of the student that takes guidance over
+takes B ((k + 1) / 2 + t) and B. One of first weights takes B (1 + r) and B: all blocks but the last, a share r of the
+clip, are remembered; causal consistency predicts twice.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ from reelign.models.kv_cache import CausalConfig
 from reelign.recipe import Recipe
 from reelign.sampling.sample import clip_evaluations
 from reelign.stages.causal_init import BETWEEN, evaluations
-from reelign.stages.distill_recipe import CAUSAL, DistillConfig, InitialiseConfig, MatchConfig, StudentConfig
+from reelign.stages.distill_recipe import (
+    CAUSAL,
+    DistillConfig,
+    InitialiseConfig,
+    MatchConfig,
+    StudentConfig,
+    UnguidedConfig,
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,9 @@ def an_update(name: str, part: StudentConfig, recipe: Recipe, config: DistillCon
     if isinstance(part, InitialiseConfig):
         assert config.causal is not None
         return initialised(config.causal, part, frames)
-    return Spent(round(part.batch_size * ((config.steps + 1) / 2 + 2)), part.batch_size, 0)
+    assert isinstance(part, UnguidedConfig)
+    teacher = config.absorbed(recipe.sampler).evaluations / config.steps
+    return Spent(round(part.batch_size * ((config.steps + 1) / 2 + teacher)), part.batch_size, 0)
 
 
 def matched(config: DistillConfig, part: MatchConfig, causal: bool, guidance: float) -> Spent:

@@ -24,7 +24,7 @@ TITLES = {
     "visual": "Visual quality",
     "motion": "Motion quality",
     "overall": "Overall",
-    "kept": "Kept of the teacher",
+    "kept": "Mean, each axis up to the teacher's",
     "loss": "Training loss",
     "grad_norm": "Gradient norm",
     "lr": "Learning rate",

@@ -6,7 +6,6 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from reelign.errors import ReelignError
 from reelign.models.kv_cache import CausalConfig
 from reelign.sampling.sample import SampleConfig
 from reelign.stages.asked import PromptSource
@@ -36,7 +35,7 @@ class UnguidedConfig(StudentConfig):
     """Guidance distillation (arXiv 2210.03142): one evaluation of the student for the teacher's two."""
 
     guidance_scale: float | None = Field(
-        default=None, ge=0, description="Guidance that the student takes over; the deployment sampler's by default."
+        default=None, gt=1, description="Guidance that the student takes over; the deployment sampler's by default."
     )
 
 
@@ -105,28 +104,17 @@ class DistillConfig(BaseModel):
 
     def guidance(self, deployed: SampleConfig) -> SampleConfig:
         """How the teacher's scores are guided: as it is deployed, if the recipe does not say otherwise."""
-        return _guided(deployed, self.guidance_scale)
+        scale = deployed.guidance_scale if self.guidance_scale is None else self.guidance_scale
+        return SampleConfig(guidance_scale=scale, negative_prompt=deployed.negative_prompt)
 
     def absorbed(self, deployed: SampleConfig) -> SampleConfig:
-        """The guidance that an unguided student takes over.
-
-        Raises:
-            ReelignError: there is none.
-        """
-        found = _guided(deployed, self.unguided and self.unguided.guidance_scale)
-        if found.guidance_scale == 1:
-            raise ReelignError(
-                "distill.unguided: the teacher is not guided (guidance_scale=1), so there is nothing to take over; "
-                "leave the part out or give it a guidance_scale."
-            )
-        return found
+        """The guidance that an unguided student takes over, on its own grid."""
+        assert self.unguided is not None
+        scale = deployed.guidance_scale if self.unguided.guidance_scale is None else self.unguided.guidance_scale
+        guided = {key: getattr(deployed, key) for key in ("guidance_interval", "negative_prompt")}
+        return self.sampler.model_copy(update={"guidance_scale": scale, **guided})
 
     @property
     def sampler(self) -> SampleConfig:
         """How the student is sampled."""
         return SampleConfig(steps=self.steps, shift=self.shift, solver="renoise", guidance_scale=1.0)
-
-
-def _guided(deployed: SampleConfig, scale: float | None) -> SampleConfig:
-    scale = deployed.guidance_scale if scale is None else scale
-    return SampleConfig(guidance_scale=scale, negative_prompt=deployed.negative_prompt)

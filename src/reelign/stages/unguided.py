@@ -3,8 +3,8 @@
     | v_student(x) - (v_neg(x) + w (v(x) - v_neg(x))) |^2
 
 on the noisy clips x that the student meets when it is sampled in its own few steps, so that it learns where it goes.
-Matching that begins without this begins with a student that has half forgotten the words: what is rare, and what the
-unguided network gets wrong, is called likely by both scores once it is there.
+Matching alone begins with the teacher's weights without their guidance: what those draw in place of rare words, both
+scores call likely once it is there.
 """
 
 from __future__ import annotations
