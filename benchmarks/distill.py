@@ -38,7 +38,7 @@ FEWER = 1600
 recipe's, at more than three times their cost."""
 ABLATIONS = {
     CHAIN: [],
-    "few steps, first weights, self-forcing (from the guided network)": ["distill.unguided=null"],
+    "few steps, first weights, self-forcing (guidance is not taken over)": ["distill.unguided=null"],
     "unguided, first weights, self-forcing (no matching of whole clips)": ["distill.few_step=null"],
     "unguided, few steps, self-forcing": ["distill.initialise=null"],
     f"first weights from {FEWER} ways of the teacher's ODE, self-forcing": [
