@@ -75,10 +75,10 @@ class Recipe(BaseModel):
         distill = self.distill
         if distill is None or distill.unguided is None:
             return self
-        if distill.absorbed(self.sampler).guidance_scale <= 1:
+        if not bool(distill.absorbed(self.sampler).guided.any()):
             raise ValueError(
-                "`distill.unguided:` takes over guidance, and `sampler.guidance_scale` is 1: give the part a "
-                "guidance_scale of its own, or leave it out"
+                "`distill.unguided:` takes over guidance, and at the student's levels there is none: give the part a "
+                "guidance_scale of its own, look at `sampler.guidance_interval`, or leave the part out"
             )
         return self
 
