@@ -160,8 +160,9 @@ def _explain(problem: Any, root: type[BaseModel] = Recipe) -> str:
     *parents, last = problem["loc"] or ("",)
     if problem["type"] != "extra_forbidden":
         path, _ = _follow(problem["loc"], root)
-        given = "" if problem["type"] == "missing" else f" (given: {problem['input']!r})"
-        return f"  {path}: {problem['msg']}{given}"
+        between_keys = isinstance(problem["input"], dict) and problem["type"] == "value_error"
+        given = "" if between_keys or problem["type"] == "missing" else f" (given: {problem['input']!r})"
+        return f"  {path}{': ' if path else ''}{problem['msg']}{given}"
     path, classes = _follow(parents, root)
     valid = sorted({key for model in classes for key in model.model_fields})
     near = difflib.get_close_matches(str(last).lower(), valid, n=1, cutoff=0.5)
