@@ -175,7 +175,7 @@ def test_the_report_of_a_study_lies_in_it_and_that_of_a_file_beside_it(simulated
     assert f"wrote {file}, from 112 votes" in said(reelign("judge", "export", simulated, "--out", file))
     told = said(reelign("judge", "report", file, "--no-judges"))
     assert "SIMULATED: 112 of 112 votes." in told
-    assert not any(name in told for name in ("another rater", "training judge", "evaluation judge"))
+    assert "judge" not in told.replace(str(tmp_path), "")
     assert (tmp_path / "votes-report" / "report.html").exists()
 
 
